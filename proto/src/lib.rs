@@ -1,0 +1,43 @@
+//! The protocols between Servery's processes, generated from the `.proto` files beside this crate's manifest.
+//!
+//! Neighbours one version apart work together: fields are only ever added, and a reader ignores what it does not know.
+#![allow(
+    clippy::allow_attributes_without_reason,
+    clippy::use_self,
+    clippy::needless_pass_by_value,
+    clippy::or_fun_call,
+    elided_lifetimes_in_paths,
+    unused_qualifications,
+    unreachable_pub,
+    reason = "generated code keeps the generator's habits"
+)]
+
+/// Enrolment and renewal of a process's mTLS identity.
+pub mod identity {
+    tonic::include_proto!("servery.identity.v1");
+}
+
+/// Public certificates, from the cert-sidecar to every balancer.
+pub mod certificates {
+    tonic::include_proto!("servery.certificates.v1");
+}
+
+/// A node's registration with a balancer.
+pub mod registry {
+    tonic::include_proto!("servery.registry.v1");
+}
+
+/// A supervisor and one of its workers.
+pub mod worker {
+    tonic::include_proto!("servery.worker.v1");
+}
+
+/// The version of the registry and worker protocols that this build speaks.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Carries the node's pass with every upstream request. Stripped from clients' requests and applications' responses.
+pub const PASS_HEADER: &str = "servery-pass";
+
+/// On a 503 made by a worker's front: the request reached no application and may be tried elsewhere.
+/// Stripped from clients' requests and applications' responses.
+pub const REFUSED_HEADER: &str = "servery-refused";
