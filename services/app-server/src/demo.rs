@@ -1,0 +1,5 @@
+//! The demo application.
+
+pub fn router() -> axum::Router {
+    unimplemented!()
+}
