@@ -35,7 +35,7 @@ pub mod worker {
 /// The version of the registry and worker protocols that this build speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
 
-/// Carries the node's pass with every upstream request. Stripped from clients' requests and applications' responses.
+/// Carries the node's pass, in lower-case hexadecimal, with every upstream request. Stripped from clients' requests and applications' responses.
 pub const PASS_HEADER: &str = "servery-pass";
 
 /// On a 503 made by a worker's front: the request reached no application and may be tried elsewhere.
