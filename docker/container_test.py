@@ -1,0 +1,379 @@
+#!/usr/bin/env python3
+"""The Compose cluster, as a user starts it: built, scaled under load, restarted, stopped, gone.
+
+In: a Docker engine with `docker compose`, and the base images (pulled, or already there). Out: a line for each check, at the
+end "N passed, N failed", exit code 0 only if none failed. Uses a Compose project and ports of its own, so it never touches a
+cluster that is running, and removes what it made (the image `servery` and the build cache stay).
+
+    docker/container_test.py            everything, some minutes plus the build
+    docker/container_test.py --keep     leaves the cluster running at the end, to look at
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zlib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = f"servery-test-{zlib.crc32(str(ROOT).encode()):08x}"
+IMAGE = "servery"
+BINARY = "/usr/local/bin/servery"
+MAX_IMAGE_BYTES = 40_000_000
+ROLES = {"balancer": 1, "app": 3, "cert-sidecar": 1}  # service -> containers, as compose.yaml starts them
+LOAD = {"RATE": "100", "DURATION": "75s", "P99_MS": "2000"}
+
+
+class Failed(Exception):
+    """A check did not hold."""
+
+
+def expect(holds, message):
+    if not holds:
+        raise Failed(message)
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
+        return [s.getsockname()[1] for s in sockets]
+
+
+HTTP, HTTPS, ADMIN, PROMETHEUS = free_ports(4)
+ENVIRONMENT = {
+    **os.environ,
+    "COMPOSE_PROJECT_NAME": PROJECT,
+    "HTTP_PORT": str(HTTP),
+    "HTTPS_PORT": str(HTTPS),
+    "ADMIN_PORT": str(ADMIN),
+    "PROMETHEUS_PORT": str(PROMETHEUS),
+}
+
+
+def command(*words, limit=120, **options):
+    return subprocess.run(
+        words, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit, **options
+    )
+
+
+def docker(*words, **options):
+    done = command("docker", *words, **options)
+    expect(done.returncode == 0, f"docker {' '.join(words)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def compose(*words, **options):
+    return docker("compose", *words, **options)
+
+
+def containers(service):
+    """The running ones; by label, because what `docker compose ps` lists differs between versions."""
+    labels = [f"label=com.docker.compose.project={PROJECT}", f"label=com.docker.compose.service={service}"]
+    return docker("ps", "-q", *(word for label in labels for word in ("--filter", label))).split()
+
+
+def inspect(*ids):
+    return json.loads(docker("inspect", *ids)) if ids else []
+
+
+def eventually(check, limit=30):
+    """What `check` returns once it no longer fails; its last failure when `limit` seconds are over."""
+    end = time.monotonic() + limit
+    while True:
+        try:
+            return check()
+        except (Failed, OSError, KeyError, ValueError) as failure:
+            if time.monotonic() > end:
+                raise Failed(f"after {limit} s: {failure}") from failure
+            time.sleep(0.2)
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_):
+        return None
+
+
+def get(url, context=None, timeout=10):
+    """Status, headers and body; an error status is an answer like any other."""
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), NoRedirect, urllib.request.HTTPSHandler(context=context)
+    )
+    try:
+        with opener.open(url, timeout=timeout) as answer:
+            return answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as answer:
+        return answer.code, answer.headers, answer.read()
+
+
+def trusting_the_root():
+    """TLS settings that believe the cluster's own root and nothing else."""
+    root = docker("exec", containers("cert-sidecar")[0], BINARY, "certs", "root")
+    return ssl.create_default_context(cadata=root)
+
+
+def whoami(context):
+    status, _, body = get(f"https://localhost:{HTTPS}/whoami", context)
+    expect(status == 200, f"/whoami answers {status}: {body[:300]}")
+    return json.loads(body)
+
+
+def nodes_seen(context, requests=200):
+    seen = {}
+    for _ in range(requests):
+        who = whoami(context)
+        seen.setdefault(who["node"], set()).add(who["worker"])
+    return seen
+
+
+def targets_up(wanted):
+    """Prometheus scrapes exactly so many targets of each job, all of them up."""
+    _, _, body = get(f"http://127.0.0.1:{PROMETHEUS}/api/v1/targets?state=active")
+    found = {}
+    for target in json.loads(body)["data"]["activeTargets"]:
+        found.setdefault(target["labels"]["job"], []).append(target["health"])
+    for job, count in wanted.items():
+        expect(found.get(job) == ["up"] * count, f"job {job}: {found.get(job)}, wanted {count} up")
+
+
+# --- the checks, in order; each one finds the cluster as the one before left it ---
+
+
+def the_cluster_comes_up_from_nothing():
+    compose("up", "--build", "--wait", limit=2400)
+    for service, count in ROLES.items():
+        expect(len(containers(service)) == count, f"{service}: {len(containers(service))} containers, wanted {count}")
+
+
+def the_image_is_small_and_has_no_shell():
+    image = json.loads(docker("image", "inspect", IMAGE))[0]
+    print(f"    image: {image['Size'] / 1e6:.1f} MB")
+    expect(image["Size"] < MAX_IMAGE_BYTES, f"{image['Size']} bytes")
+    expect(image["Config"]["User"] == "65532:65532", f"user {image['Config']['User']!r}")
+    container = docker("create", IMAGE).strip()
+    try:
+        exported = subprocess.run(["docker", "export", container], capture_output=True, check=True, timeout=120).stdout
+    finally:
+        docker("rm", container)
+    with tarfile.open(fileobj=io.BytesIO(exported)) as files:
+        members = {member.name: member for member in files.getmembers()}
+    shells = [name for name in members if re.search(r"(^|/)(sh|bash|dash|ash|busybox|zsh)$", name)]
+    expect(not shells, f"shells: {shells}")
+    for name in ("var/lib/servery", "run/servery", "run/tokens/balancer", "run/tokens/app"):
+        expect(members[name].uid == 65532, f"/{name} belongs to {members[name].uid}")
+
+
+def containers_run_without_rights():
+    for service in ROLES:
+        for container in inspect(*containers(service)):
+            name, host = container["Name"], container["HostConfig"]
+            expect(container["Config"]["User"] == "65532:65532", f"{name} runs as {container['Config']['User']!r}")
+            expect(host["ReadonlyRootfs"], f"{name}: its root can be written")
+            expect(host["CapDrop"] == ["ALL"] and not host["CapAdd"], f"{name} has capabilities")
+            expect(host["Memory"] > 0 and host["PidsLimit"] > 0, f"{name} has no limits")
+            status = Path(f"/proc/{container['State']['Pid']}/status").read_text()
+            for line in (r"Uid:\s+65532\s+65532\s+65532\s+65532", r"CapEff:\s+0+", r"CapBnd:\s+0+", r"NoNewPrivs:\s+1"):
+                expect(re.search(f"^{line}$", status, re.MULTILINE), f"{name}: not {line!r} in\n{status}")
+            # by trying: as root, so that nothing but the read-only mount can refuse it
+            tried = command(
+                "docker", "exec", "-u", "0", container["Id"], BINARY, "cert-sidecar",
+                "--data", "/usr/local/there", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0",
+            )  # fmt: skip
+            said = tried.stdout + tried.stderr
+            expect(tried.returncode == 1 and "Read-only file system" in said, f"{name}: exit {tried.returncode}\n{said}")
+
+
+def only_the_balancer_is_published():
+    for service in [*ROLES, "prometheus"]:
+        for container in inspect(*containers(service)):
+            for port, bindings in container["NetworkSettings"]["Ports"].items():
+                for binding in bindings or []:
+                    public = binding["HostIp"] != "127.0.0.1"
+                    allowed = service == "balancer" and port in ("8080/tcp", "8443/tcp")
+                    expect(not public or allowed, f"{service} publishes {port} at {binding}")
+
+
+def networks_and_volumes_keep_the_roles_apart():
+    of = {service: inspect(containers(service)[0])[0] for service in ROLES}
+    networks = {s: {n.removeprefix(f"{PROJECT}_") for n in c["NetworkSettings"]["Networks"]} for s, c in of.items()}
+    for service in ("app", "cert-sidecar"):
+        expect(networks["balancer"] & networks[service] == {"cluster"}, f"balancer and {service}: {networks}")
+    expect(json.loads(docker("network", "inspect", f"{PROJECT}_cluster"))[0]["Internal"], "cluster is not internal")
+    mounts = {s: {m["Destination"]: (m.get("Name"), m["RW"]) for m in c["Mounts"]} for s, c in of.items()}
+    for service in ("balancer", "app"):
+        volume, writable = mounts[service]["/run/servery"]
+        expect(not writable, f"{service} can write its token")
+        others = {name for s in ("balancer", "app") if s != service for name, _ in mounts[s].values()}
+        expect(volume not in others, f"{volume} is mounted by another role too")
+
+
+def a_person_gets_https_and_a_redirect():
+    context = trusting_the_root()
+    status, _, body = get(f"https://localhost:{HTTPS}/hello", context)
+    expect(status == 200 and body.strip() == b"Hello World!", f"{status} {body[:300]}")
+    status, headers, _ = get(f"http://localhost:{HTTP}/hello?a=b")
+    location = headers["Location"]
+    expect(status == 307 and location == f"https://localhost:{HTTPS}/hello?a=b", f"{status} {location}")
+
+
+def every_worker_of_every_node_answers():
+    seen = nodes_seen(trusting_the_root(), 300)
+    expect(sorted(map(len, seen.values())) == [2, 2, 2], f"{seen}")
+
+
+def prometheus_finds_every_replica():
+    eventually(lambda: targets_up({"balancer": 1, "app": 3, "cert-sidecar": 1, "prometheus": 1}), 60)
+
+
+def metrics_pass_promtool():
+    for service in ROLES:
+        container = inspect(containers(service)[0])[0]
+        address = container["NetworkSettings"]["Networks"][f"{PROJECT}_cluster"]["IPAddress"]
+        _, _, text = get(f"http://{address}:9180/metrics")
+        expect(f"servery_{service.replace('app', 'app-server').replace('-', '_')}_".encode() in text, f"{service}: {text[:500]}")
+        checked = subprocess.run(
+            ["docker", "exec", "-i", containers("prometheus")[0], "promtool", "check", "metrics"],
+            input=text, capture_output=True, timeout=60,
+        )  # fmt: skip
+        said = (checked.stdout + checked.stderr).decode()
+        expect(checked.returncode == 0, f"{service}: {said}")
+
+
+def k6_settings(**settings):
+    return [word for name, value in settings.items() for word in ("-e", f"{name}={value}")]
+
+
+def smoke_test():
+    compose("run", "--rm", *k6_settings(NODES=3), "k6", "run", "--quiet", "smoke.js", limit=180)
+
+
+def nothing_fails_while_the_cluster_changes():
+    """k6's load; meanwhile 3 -> 6 app-servers, a cert-sidecar restart, -> 2 app-servers."""
+    context = trusting_the_root()
+    words = ["docker", "compose", "run", "--rm", *k6_settings(**LOAD), "k6", "run", "--quiet", "load.js"]
+    load = subprocess.Popen(
+        words, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        eventually(lambda: expect(len(containers("k6")) == 1, "k6 is not there yet"))
+        begun = time.monotonic()
+        compose("up", "-d", "--wait", "--scale", "app=6")
+        eventually(lambda: expect(len(nodes_seen(context)) == 6, "not every one of 6 nodes answers"))
+        print(f"    6 app-servers answer after {time.monotonic() - begun:.1f} s")
+        compose("restart", "cert-sidecar")
+        shrinking = time.monotonic()
+        compose("up", "-d", "--wait", "--scale", "app=2")
+        print(f"    2 app-servers are left after {time.monotonic() - shrinking:.1f} s more")
+        expect(load.poll() is None, f"the load ended before the scaling did: {load.communicate()[0]}")
+        said = load.communicate(timeout=180)[0]
+    finally:
+        if load.poll() is None:
+            for container in containers("k6"):
+                docker("rm", "-f", container)
+            load.kill()
+    for line in said.splitlines():
+        if re.search(r"http_reqs|http_req_failed|http_req_duration\.|dropped|checks_succeeded", line):
+            print(f"    {line.strip()}")
+    expect(load.returncode == 0, f"k6: exit {load.returncode}\n{said}")
+    expect(len(containers("app")) == 2, f"{len(containers('app'))} app-servers are left")
+    expect(len(nodes_seen(context)) == 2, "nodes that are gone still answer")
+    eventually(lambda: targets_up({"app": 2}), 60)
+
+
+def a_new_node_enrols_with_the_restarted_sidecar():
+    compose("up", "-d", "--wait")
+    context = trusting_the_root()
+    eventually(lambda: expect(len(nodes_seen(context)) == 3, "not every one of 3 nodes answers"))
+
+
+def a_restarted_balancer_has_its_nodes_back():
+    context = trusting_the_root()
+    compose("restart", "balancer")
+    begun = time.monotonic()
+    eventually(lambda: expect(len(nodes_seen(context)) == 3, "not every one of 3 nodes answers"))
+    print(f"    3 app-servers answer {time.monotonic() - begun:.1f} s after the restart")
+
+
+def stopped_containers_have_ended_well():
+    ids = [id for service in ROLES for id in containers(service)]
+    for container in inspect(*ids):
+        logs = command("docker", "logs", container["Id"])
+        expect("panicked" not in logs.stdout + logs.stderr, f"{container['Name']} panicked:\n{logs.stderr[-3000:]}")
+    compose("stop", limit=180)
+    for container in inspect(*ids):
+        state = container["State"]
+        expect(state["ExitCode"] == 0 and not state["OOMKilled"], f"{container['Name']}: {state}")
+
+
+def down_leaves_nothing(volumes_before):
+    compose("down", "-v", "--remove-orphans", limit=180)
+    label = f"label=com.docker.compose.project={PROJECT}"
+    for kind in (["ps", "-a"], ["network", "ls"], ["volume", "ls"]):
+        left = docker(*kind, "-q", "--filter", label).split()
+        expect(not left, f"docker {' '.join(kind)}: {left}")
+    left = set(docker("volume", "ls", "-q").split()) - volumes_before
+    expect(not left, f"volumes without a name: {left}")
+
+
+CHECKS = [
+    the_image_is_small_and_has_no_shell,
+    containers_run_without_rights,
+    only_the_balancer_is_published,
+    networks_and_volumes_keep_the_roles_apart,
+    a_person_gets_https_and_a_redirect,
+    every_worker_of_every_node_answers,
+    prometheus_finds_every_replica,
+    metrics_pass_promtool,
+    smoke_test,
+    nothing_fails_while_the_cluster_changes,
+    a_new_node_enrols_with_the_restarted_sidecar,
+    a_restarted_balancer_has_its_nodes_back,
+    stopped_containers_have_ended_well,
+]
+
+
+def main():
+    keep = "--keep" in sys.argv[1:]
+    passed = failed = 0
+
+    def run(check, *arguments):
+        nonlocal passed, failed
+        begun = time.monotonic()
+        try:
+            check(*arguments)
+        except Exception as failure:  # a check that breaks has failed, whatever broke in it
+            failed += 1
+            print(f"FAILED {check.__name__}: {failure if isinstance(failure, Failed) else repr(failure)}", flush=True)
+            return False
+        passed += 1
+        print(f"ok {check.__name__} ({time.monotonic() - begun:.1f} s)", flush=True)
+        return True
+
+    compose("down", "-v", "--remove-orphans")  # what a killed run may have left
+    volumes = set(docker("volume", "ls", "-q").split())
+    try:
+        if run(the_cluster_comes_up_from_nothing):
+            for check in CHECKS:
+                run(check)
+        if failed:
+            print(command("docker", "compose", "logs", "--tail=60").stdout, flush=True)
+    finally:
+        if keep:
+            print(f"kept: COMPOSE_PROJECT_NAME={PROJECT}, https://localhost:{HTTPS}/, http://127.0.0.1:{PROMETHEUS}/")
+        else:
+            run(down_leaves_nothing, volumes)
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
