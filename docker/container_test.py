@@ -68,7 +68,8 @@ def command(*words, limit=120, **options):
 
 def docker(*words, **options):
     done = command("docker", *words, **options)
-    expect(done.returncode == 0, f"docker {' '.join(words)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    said = (done.stdout + done.stderr)[-6000:]
+    expect(done.returncode == 0, f"docker {' '.join(words)}: exit {done.returncode}\n{said}")
     return done.stdout
 
 
