@@ -1,1 +1,29 @@
-//! placeholder
+//! Boots real Servery clusters for the black-box tests: comes in the path of a `servery` binary and a plan, goes out running
+//! processes, clients, load, faults and intruders. Knows the command line, the configuration, the ports and the protocols,
+//! and no service's code.
+//!
+//! Setting something up panics with what was wrong; a request that fails is data and comes back as a value.
+
+pub mod client;
+pub mod cluster;
+mod dns;
+mod eventually;
+mod exposition;
+pub mod intruder;
+mod load;
+mod member;
+mod process;
+mod raw;
+mod site;
+mod tls;
+
+pub use client::{Answer, Client, Protocol};
+pub use cluster::{Cluster, Plan};
+pub use dns::Dns;
+pub use eventually::{ensure, eventually};
+pub use exposition::{Exposition, Sample};
+pub use load::{Load, Tally};
+pub use member::{Member, Role};
+pub use process::{Kin, Process, Signal, descendants_of};
+pub use raw::Raw;
+pub use site::Site;

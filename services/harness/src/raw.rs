@@ -1,0 +1,60 @@
+//! A client that sends whatever bytes it is told to: comes in text, goes out what the peer answered. Checks nothing, mends
+//! nothing: it exists for what a well-behaved client would never send.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+/// Limit on every single step.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// A TCP connection.
+#[derive(Debug)]
+pub struct Raw {
+    stream: TcpStream,
+    received: Vec<u8>,
+}
+
+impl Raw {
+    pub async fn dial(address: SocketAddr) -> anyhow::Result<Self> {
+        let stream = limited(async { Ok(TcpStream::connect(address).await?) }).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, received: Vec::new() })
+    }
+
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) -> anyhow::Result<()> {
+        limited(async { Ok(self.stream.write_all(bytes.as_ref()).await?) }).await
+    }
+
+    /// Reads on until what has come since the connection began contains `text`; returns all of it.
+    pub async fn until(&mut self, text: &str) -> anyhow::Result<String> {
+        limited(async {
+            loop {
+                let so_far = String::from_utf8_lossy(&self.received).into_owned();
+                if so_far.contains(text) {
+                    return Ok(so_far);
+                }
+                if self.stream.read_buf(&mut self.received).await? == 0 {
+                    bail!("the peer closed before {text:?}; it sent {so_far:?}");
+                }
+            }
+        })
+        .await
+    }
+
+    /// Reads until the peer closes; returns everything it ever sent. A reset counts as an end.
+    pub async fn to_the_end(mut self) -> anyhow::Result<String> {
+        limited(async {
+            while self.stream.read_buf(&mut self.received).await.unwrap_or(0) > 0 {}
+            Ok(String::from_utf8_lossy(&self.received).into_owned())
+        })
+        .await
+    }
+}
+
+async fn limited<T>(step: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::time::timeout(LIMIT, step).await.with_context(|| format!("nothing within {LIMIT:?}"))?
+}
