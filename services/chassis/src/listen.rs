@@ -82,6 +82,28 @@ impl ListenAddr {
     }
 }
 
+/// A port kept for a process that is yet to bind it: nobody else who reserves, or whom the kernel gives a free port,
+/// gets it meanwhile. Dropping this gives it up; it may as well be kept for as long as that process runs.
+#[derive(Debug)]
+pub struct Reservation(Socket);
+
+impl Reservation {
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()?.as_socket().ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Reserves `address`; port 0 stands for any free one.
+///
+/// Bound without `SO_REUSEADDR`, the socket conflicts with every other; with it set afterwards, and never listening,
+/// it lets [`ListenAddr::bind`] through, but no second reservation.
+pub fn reserve(address: SocketAddr) -> io::Result<Reservation> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.bind(&address.into())?;
+    socket.set_reuse_address(true)?;
+    Ok(Reservation(socket))
+}
+
 fn socket_for(address: &socket2::SockAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::from(i32::from(address.family())), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
@@ -185,6 +207,19 @@ mod tests {
             shared.iter().map(|socket| std::iter::from_fn(|| socket.accept().ok()).count()).collect();
         assert_eq!(accepted.iter().sum::<usize>(), clients.len());
         assert!(accepted.iter().filter(|count| **count > 0).count() >= 2, "{accepted:?}");
+    }
+
+    #[test]
+    fn a_reserved_port_can_be_bound_but_not_reserved_again() {
+        let reservation = reserve("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = reservation.address().unwrap();
+        assert_eq!(reserve(address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        for _ in 0..2 {
+            let listener = ListenAddr::At(address).bind().unwrap();
+            TcpStream::connect(address).unwrap();
+            assert_eq!(reserve(address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+            drop(listener);
+        }
     }
 
     #[test]
