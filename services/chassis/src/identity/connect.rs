@@ -1,0 +1,6 @@
+//! Dialling.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("timed out")]
+    TimedOut,
+}
