@@ -1,0 +1,266 @@
+//! The section `[balancer]`. In: the layers' values. Out: a configuration whose values cannot be wrong; what is, is
+//! reported at its line. It binds nothing and asks no other machine.
+
+use crate::route::{HostPattern, Prefix};
+use chassis::{
+    config::{ByteSize, Network, Reader, TableReader},
+    listen::ListenAddr,
+};
+use std::{collections::HashSet, thread, time::Duration};
+
+/// More cores than any machine has that this was tried on; a typing error must not start a million threads.
+const THREADS_MAX: usize = 1024;
+
+/// Longest name of an app: it is a metrics label and goes with every log line.
+const APP_NAME_MAX: usize = 63;
+
+/// Everything the balancer can be told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Redirects to HTTPS, or serves the routes where HTTPS is off.
+    pub http: ListenAddr,
+    pub https: ListenAddr,
+    /// What a redirect names. `None`: the port of `https`.
+    pub public_https_port: Option<u16>,
+    /// The registry.
+    pub control: ListenAddr,
+    pub admin: ListenAddr,
+    /// Whose forwarding fields are believed.
+    pub trusted_proxies: Vec<Network>,
+    /// Where a node's workers may be, besides at the node's own address.
+    pub advertised_networks: Vec<Network>,
+    /// Requests that may wait for a permit, per app.
+    pub queue_length: usize,
+    pub queue_deadline: Duration,
+    /// From the sent request to the response head, and between two parts of its body.
+    pub response_timeout: Duration,
+    /// To a worker.
+    pub connect_timeout: Duration,
+    /// For a request's head; also how long a kept-alive connection may be idle.
+    pub header_timeout: Duration,
+    pub handshake_timeout: Duration,
+    /// Between two parts of a request's body.
+    pub body_timeout: Duration,
+    pub max_body: ByteSize,
+    /// On all public listeners together.
+    pub max_connections: usize,
+    /// How long what is in flight may go on after the drain began.
+    pub drain: Duration,
+    /// How long after its start a balancer waits at most for nodes to come back before it says that it is ready.
+    pub start_hold: Duration,
+    /// Keep public certificates and their keys in the data directory, to start without the cert-sidecar.
+    pub cache_certificates: bool,
+    /// Cores that serve the public listeners.
+    pub threads: usize,
+    pub routes: Vec<RouteConfig>,
+}
+
+/// One `[[balancer.route]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteConfig {
+    pub host: HostPattern,
+    pub prefix: Prefix,
+    pub target: RouteTarget,
+    pub strip_prefix: bool,
+}
+
+/// Where a route leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RouteTarget {
+    App(String),
+    /// An absolute URL, or a path on the same host.
+    Redirect(String),
+}
+
+impl Config {
+    /// Asks `reader` for the section; every mistake is told to the reader, which keeps a default in its place.
+    pub fn read(reader: &mut Reader<'_>) -> Self {
+        let config = Self {
+            http: reader.read("balancer.http", ListenAddr::All(8080)),
+            https: reader.read("balancer.https", ListenAddr::All(8443)),
+            public_https_port: reader.optional("balancer.public_https_port"),
+            control: reader.read("balancer.control", ListenAddr::All(7400)),
+            admin: reader.read("balancer.admin", ListenAddr::All(9180)),
+            trusted_proxies: reader.read("balancer.trusted_proxies", Vec::new()),
+            advertised_networks: reader.read("balancer.advertised_networks", Vec::new()),
+            queue_length: reader.read("balancer.queue_length", 1024),
+            queue_deadline: reader.read("balancer.queue_deadline", Duration::from_secs(10)),
+            response_timeout: reader.read("balancer.response_timeout", Duration::from_secs(60)),
+            connect_timeout: reader.read("balancer.connect_timeout", Duration::from_secs(2)),
+            header_timeout: reader.read("balancer.header_timeout", Duration::from_secs(10)),
+            handshake_timeout: reader.read("balancer.handshake_timeout", Duration::from_secs(10)),
+            body_timeout: reader.read("balancer.body_timeout", Duration::from_secs(60)),
+            max_body: reader.read("balancer.max_body", ByteSize::gib(1)),
+            max_connections: reader.read("balancer.max_connections", 16_384),
+            drain: reader.read("balancer.drain", Duration::from_secs(30)),
+            start_hold: reader.read("balancer.start_hold", Duration::from_secs(10)),
+            cache_certificates: reader.read("balancer.cache_certificates", false),
+            threads: reader.read("balancer.threads", thread::available_parallelism().map_or(1, Into::into)),
+            routes: read_routes(reader),
+        };
+        config.refuse_listeners(reader);
+        config.refuse_limits(reader);
+        config
+    }
+
+    fn refuse_listeners(&self, reader: &mut Reader<'_>) {
+        if self.http.is_off() && self.https.is_off() {
+            reader.refuse("balancer.https", "http and https are both off: nothing would be served");
+        }
+        if self.https.is_off() && self.public_https_port.is_some() {
+            reader.refuse("balancer.public_https_port", "https is off, so no redirect can name its port");
+        }
+        if self.public_https_port == Some(0) {
+            reader.refuse("balancer.public_https_port", "a redirect cannot name port 0");
+        }
+        if self.control.is_off() {
+            reader.refuse("balancer.control", "without it no app-server can register");
+        }
+        let listeners = [
+            ("balancer.http", &self.http),
+            ("balancer.https", &self.https),
+            ("balancer.control", &self.control),
+            ("balancer.admin", &self.admin),
+        ];
+        for (index, (key, listener)) in listeners.iter().enumerate() {
+            if let Some((other, _)) = listeners[..index].iter().find(|(_, other)| overlap(other, listener)) {
+                reader.refuse(key, format!("{listener} is taken by {other}: give each a port of its own"));
+            }
+        }
+    }
+
+    fn refuse_limits(&self, reader: &mut Reader<'_>) {
+        for (key, limit) in [
+            ("balancer.queue_deadline", self.queue_deadline),
+            ("balancer.response_timeout", self.response_timeout),
+            ("balancer.connect_timeout", self.connect_timeout),
+            ("balancer.header_timeout", self.header_timeout),
+            ("balancer.handshake_timeout", self.handshake_timeout),
+            ("balancer.body_timeout", self.body_timeout),
+        ] {
+            if limit.is_zero() {
+                reader.refuse(key, "with no time at all every request would fail");
+            }
+        }
+        if self.connect_timeout > self.response_timeout {
+            reader.refuse("balancer.connect_timeout", "is longer than response_timeout, which it is a part of");
+        }
+        // The node's own limit comes first, so that the worker knows that its request is over. Where the two roles
+        // are configured by two files nobody can see both.
+        if let Some(timeout) = reader.optional::<Duration>("app_server.timeout")
+            && self.response_timeout <= timeout
+        {
+            reader.refuse(
+                "balancer.response_timeout",
+                "must be longer than app_server.timeout, so that the worker gives up before the balancer does",
+            );
+        }
+        if self.max_connections == 0 {
+            reader.refuse("balancer.max_connections", "with no connection nothing would be served");
+        }
+        if !(1..=THREADS_MAX).contains(&self.threads) {
+            reader.refuse("balancer.threads", format!("expected a number from 1 to {THREADS_MAX}"));
+        }
+    }
+}
+
+/// Whether binding both is bound to fail. Port 0 is any free one.
+fn overlap(one: &ListenAddr, other: &ListenAddr) -> bool {
+    match (one, other) {
+        (ListenAddr::Off, _) | (_, ListenAddr::Off) => false,
+        (ListenAddr::At(one), ListenAddr::At(other)) => {
+            one.port() != 0
+                && one.port() == other.port()
+                && (one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified())
+        }
+        (one, other) => one.port() == other.port() && one.port() != Some(0),
+    }
+}
+
+fn read_routes(reader: &mut Reader<'_>) -> Vec<RouteConfig> {
+    let mut seen = HashSet::new();
+    let routes = reader.tables("balancer.route", |table| {
+        let route = read_route(table)?;
+        if !seen.insert((route.host.clone(), route.prefix.clone())) {
+            let key = if table.has("prefix") { "prefix" } else { "host" };
+            table.refuse(key, "clashes: an earlier route has the same host and prefix");
+        }
+        Some(route)
+    });
+    routes.into_iter().flatten().collect()
+}
+
+/// `None` if something is wrong with it, which the table knows by then.
+fn read_route(table: &mut TableReader<'_>) -> Option<RouteConfig> {
+    for key in ["upstream", "directory"] {
+        if table.has(key) {
+            table.refuse(key, "is not supported yet: a route leads to an app or a redirect");
+        }
+    }
+    let host = match HostPattern::parse(&table.read("host", String::new())) {
+        Ok(host) => Some(host),
+        Err(error) => {
+            table.refuse("host", error.to_string());
+            None
+        }
+    };
+    let prefix = match Prefix::parse(&table.read("prefix", "/".to_owned())) {
+        Ok(prefix) => Some(prefix),
+        Err(error) => {
+            table.refuse("prefix", error.to_string());
+            None
+        }
+    };
+    let strip_prefix = table.read("strip_prefix", false);
+    let target = match (table.optional::<String>("app"), table.optional::<String>("redirect")) {
+        (Some(app), None) if is_app_name(&app) => Some(RouteTarget::App(app)),
+        (Some(_), None) => {
+            table.refuse("app", format!("an app's name is {APP_NAME}"));
+            None
+        }
+        (None, Some(to)) if !is_redirect_target(&to) => {
+            table.refuse("redirect", "expected \"https://example.com/path\" or \"/path\", without \"?\" and \"#\"");
+            None
+        }
+        (None, Some(_)) if strip_prefix => {
+            table.refuse("strip_prefix", "goes with an app: a redirect always puts its target in the prefix's place");
+            None
+        }
+        (None, Some(to)) => Some(RouteTarget::Redirect(to)),
+        (Some(_), Some(_)) => {
+            table.refuse("redirect", "a route leads to an app or a redirect, not both");
+            None
+        }
+        (None, None) => {
+            // A wrong one, or one that is not supported yet, has been reported.
+            if !["app", "redirect", "upstream", "directory"].into_iter().any(|key| table.has(key)) {
+                table.refuse("app", "is missing: say which app the route leads to, or where it redirects");
+            }
+            None
+        }
+    };
+    Some(RouteConfig { host: host?, prefix: prefix?, target: target?, strip_prefix })
+}
+
+/// Completes "an app's name is ...".
+pub(crate) const APP_NAME: &str = "1 to 63 lower-case letters, digits, \"-\", \"_\" and \".\", beginning with a letter or digit";
+
+/// It becomes a metrics label, a part of a URI in certificates and a word in log lines.
+pub(crate) fn is_app_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    name.len() <= APP_NAME_MAX
+        && name.bytes().next().is_some_and(plain)
+        && name.bytes().all(|byte| plain(byte) || b"-_.".contains(&byte))
+}
+
+/// The rest of the path, and the query, are put behind it.
+fn is_redirect_target(to: &str) -> bool {
+    let Ok(uri) = to.parse::<http::Uri>() else { return false };
+    let absolute = matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some();
+    // "//host" would be another host.
+    let path = to.starts_with('/') && !to.starts_with("//");
+    (absolute || path) && !to.contains(['?', '#'])
+}
+
+#[cfg(test)]
+mod tests;
