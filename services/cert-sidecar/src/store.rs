@@ -1,0 +1,150 @@
+//! The directory in which the cert-sidecar keeps what must never be lost or read by others: one process at a time,
+//! every file 0600, every change whole or not at all. Knows files, not what they mean.
+
+use rustix::fs::{FlockOperation, flock};
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+/// The directory, held by an exclusive lock until dropped.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// Why the directory cannot be used. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("cannot use {path}: {source}. The cert-sidecar must be able to write there; see `data` and the directory's owner")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{0} is in use by another cert-sidecar: two would issue against each other. Stop one, or give it a `data` of its own")]
+    Held(PathBuf),
+    #[error(
+        "{path} is damaged: {what}. Restore the directory {root} from a backup. Without one, move it away: a new \
+         internal root is made, every process enrols again with a new token, every person trusts the new root"
+    )]
+    Damaged { root: PathBuf, path: PathBuf, what: String },
+}
+
+impl Store {
+    /// Opens the directory, making it where it is missing.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let io = |source| StoreError::Io { path: path.to_owned(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
+        let file = path.join("lock");
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(file).map_err(io)?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::Held(path.to_owned())),
+            Err(error) => Err(io(error.into())),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The error for a file whose content makes no sense.
+    pub fn damaged(&self, name: &str, what: impl ToString) -> StoreError {
+        StoreError::Damaged { root: self.path.clone(), path: self.path.join(name), what: what.to_string() }
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.path.join(name).exists()
+    }
+
+    /// A file's content, `None` where there is no such file.
+    pub fn read(&self, name: &str) -> Result<Option<String>, StoreError> {
+        let path = self.path.join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(self.damaged(name, "it is not text")),
+            Err(source) => Err(StoreError::Io { path, source }),
+        }
+    }
+
+    /// Replaces a file, whole or not at all, also when the power fails.
+    pub fn write(&self, name: &str, text: &str) -> Result<(), StoreError> {
+        write_private(&self.path.join(name), text)
+    }
+
+    /// Makes the directory `name` out of `files` in one step: after a crash it is there with all of them, or not there.
+    pub fn write_directory(&self, name: &str, files: &[(&str, &str)]) -> Result<(), StoreError> {
+        let (path, half) = (self.path.join(name), self.path.join(format!("{name}.half")));
+        let io = |source| StoreError::Io { path: half.clone(), source };
+        match fs::remove_dir_all(&half) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
+            Ok(()) | Err(_) => {}
+        }
+        DirBuilder::new().mode(0o700).create(&half).map_err(io)?;
+        for (file, text) in files {
+            write_private(&half.join(file), text)?;
+        }
+        fs::rename(&half, &path).and_then(|()| sync_directory(&self.path)).map_err(io)
+    }
+}
+
+/// Writes `text` to `path` with mode 0600: to a new file beside it, synced, then renamed over it.
+pub fn write_private(path: &Path, text: &str) -> Result<(), StoreError> {
+    let io = |source| StoreError::Io { path: path.to_owned(), source };
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(io)?;
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".half");
+    let half = parent.join(name);
+    match fs::remove_file(&half) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&half).map_err(io)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io)?;
+    fs::rename(&half, path).and_then(|()| sync_directory(parent)).map_err(io)
+}
+
+/// Makes a rename in `path` last.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn one_process_holds_it_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        assert!(matches!(Store::open(directory.path()), Err(StoreError::Held(_))));
+        drop(store);
+        Store::open(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn files_are_private_and_leftovers_of_a_crash_do_no_harm() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        fs::write(directory.path().join("a.half"), "half").unwrap();
+        store.write("a", "whole").unwrap();
+        assert_eq!(store.read("a").unwrap().as_deref(), Some("whole"));
+        assert_eq!(fs::metadata(directory.path().join("a")).unwrap().permissions().mode() & 0o777, 0o600);
+        fs::create_dir(directory.path().join("d.half")).unwrap();
+        fs::write(directory.path().join("d.half/x"), "half").unwrap();
+        store.write_directory("d", &[("y", "whole")]).unwrap();
+        assert_eq!(store.read("d/y").unwrap().as_deref(), Some("whole"));
+        assert_eq!(store.read("d/x").unwrap(), None);
+        assert!(!store.contains("d.half"));
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = Store::open(&file.path().join("below")).unwrap_err().to_string();
+        assert!(error.contains(&file.path().display().to_string()) && error.contains("data"), "{error}");
+    }
+}

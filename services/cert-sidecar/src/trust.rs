@@ -1,0 +1,271 @@
+//! Everything the cert-sidecar knows, behind one lock: the CA, the records, the catalogue, and the word that something
+//! has changed. The services and the control socket are views of this; nothing here awaits.
+
+use crate::{
+    catalogue::{Catalogue, CatalogueError},
+    config::{Config, Right, TokenConfig},
+    internal_ca::{IdentityName, InternalCa, IssueError, IssuedChain},
+    records::{MAX_MEMBERS, MAX_TOKENS, Records, Refusal},
+    store::{Store, StoreError, write_private},
+};
+use chassis::{
+    config::Shared,
+    identity::{PeerId, Role},
+};
+use proto::certificates::{Certificate, Manifest};
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+use tokio::sync::watch;
+
+/// The one state of the process. Its lock is held for the microseconds of a signature or the write of a small file.
+pub struct Trust {
+    config: Config,
+    cluster: String,
+    store: Store,
+    state: Mutex<State>,
+    manifests: watch::Sender<Manifest>,
+}
+
+struct State {
+    ca: InternalCa,
+    records: Records,
+    catalogue: Catalogue,
+}
+
+/// Why an instance gets no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+    #[error("there are {MAX_MEMBERS} instances already")]
+    Full,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A fresh identity.
+#[derive(Debug)]
+pub struct Issued {
+    pub instance: String,
+    pub issued: IssuedChain,
+    pub root: Vec<u8>,
+}
+
+/// Why the cert-sidecar cannot start or carry on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Catalogue(#[from] CatalogueError),
+}
+
+impl Trust {
+    /// Opens the store, makes what is missing, writes the configured tokens to their files.
+    pub fn open(config: Config, shared: &Shared, now: SystemTime) -> Result<Self, TrustError> {
+        let store = Store::open(&shared.data)?;
+        let ca = InternalCa::open(&store, &shared.cluster, now)?;
+        let records = match store.read("records.json")? {
+            Some(text) => serde_json::from_str(&text).map_err(|error| store.damaged("records.json", error))?,
+            None => Records::default(),
+        };
+        let state = State { ca, records, catalogue: Catalogue::default() };
+        let manifests = watch::Sender::new(Manifest::default());
+        let trust = Self { config, cluster: shared.cluster.clone(), store, state: Mutex::new(state), manifests };
+        trust.maintain(now)?;
+        Ok(trust)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // a panic cannot leave the state torn: every change is made on a copy or is one insertion
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What falls due with time: intermediate, public certificates, expired records, token files that have vanished.
+    pub fn maintain(&self, now: SystemTime) -> Result<(), TrustError> {
+        let mut state = self.state();
+        let State { ca, records, catalogue } = &mut *state;
+        ca.renew_intermediate(&self.store, &self.cluster, now)?;
+        let mut changed = catalogue.refresh(&self.config.certificates, ca, &self.store, now)?;
+        let mut pruned = records.prune(now);
+        for TokenConfig { right, file } in &self.config.tokens {
+            let (text, new) = records.token(right, false, &ca.root_hash());
+            pruned |= new;
+            let file = file.clone().unwrap_or_else(|| self.token_file(right));
+            if fs::read_to_string(&file).ok().as_deref() != Some(text.as_str()) {
+                write_private(&file, &text)?;
+                tracing::info!(file = %file.display(), right = right.slot(), "wrote a join token");
+            }
+        }
+        if pruned {
+            self.save(records)?;
+            catalogue.touch(now);
+            changed = true;
+        }
+        if changed {
+            self.announce(&state);
+        }
+        Ok(())
+    }
+
+    fn token_file(&self, right: &Right) -> PathBuf {
+        self.store.path().join("tokens").join(right.slot())
+    }
+
+    fn save(&self, records: &Records) -> Result<(), StoreError> {
+        // plain maps of plain values always make JSON
+        let text = serde_json::to_string_pretty(records).map_err(|error| self.store.damaged("records.json", error))?;
+        self.store.write("records.json", &text)
+    }
+
+    fn announce(&self, state: &State) {
+        self.manifests.send_replace(state.catalogue.manifest(state.records.denied()));
+    }
+
+    /// The first identity of an instance, for a token.
+    pub fn enrol(&self, token: &str, csr: &[u8], wanted: &str, now: SystemTime) -> Result<(Issued, Role), EnrolError> {
+        let mut state = self.state();
+        let right = state.records.redeem(token, &state.ca.root_hash())?;
+        if state.records.members().len() >= MAX_MEMBERS {
+            return Err(EnrolError::Full);
+        }
+        let instance = state.records.fresh_name(wanted, rand::random);
+        let role = right.role();
+        Ok((self.issue(&mut state, instance, right, csr, now)?, role))
+    }
+
+    /// The next identity of an instance that proved its current one: same name, same rights.
+    pub fn renew(&self, peer: &PeerId, csr: &[u8], now: SystemTime) -> Result<Issued, EnrolError> {
+        let mut state = self.state();
+        if state.records.is_denied(&peer.instance) {
+            return Err(Refusal::Denied.into());
+        }
+        let app = peer.apps.first();
+        let right = match (peer.role, app) {
+            (Role::Balancer, None) => Right::Balancer,
+            (Role::AppServer, Some(right)) => {
+                Right::AppServer { app: right.app.clone(), prefixes: right.prefixes.clone() }
+            }
+            // we never issued such a thing
+            (Role::Balancer | Role::AppServer | Role::CertSidecar, _) => return Err(Refusal::Unknown.into()),
+        };
+        self.issue(&mut state, peer.instance.clone(), right, csr, now)
+    }
+
+    fn issue(
+        &self,
+        state: &mut State,
+        instance: String,
+        right: Right,
+        csr: &[u8],
+        now: SystemTime,
+    ) -> Result<Issued, EnrolError> {
+        let name =
+            IdentityName { cluster: &self.cluster, role: right.role(), instance: &instance, right: Some(&right) };
+        let issued = state.ca.identity(csr, &name, self.config.identity_lifetime, now)?;
+        let mut records = state.records.clone();
+        records.remember(&instance, right, issued.not_after);
+        // on disk before it is given away: who has an identity can always be denied
+        self.save(&records)?;
+        state.records = records;
+        Ok(Issued { instance, issued, root: state.ca.root().to_vec() })
+    }
+
+    /// The sidecar's own identity: what every other process expects to find here.
+    pub fn own_identity(&self, csr: &[u8], now: SystemTime) -> Result<Issued, IssueError> {
+        let state = self.state();
+        let instance = format!("cert-sidecar-{}", hex::encode(&state.ca.root_hash()[..3]));
+        let name =
+            IdentityName { cluster: &self.cluster, role: Role::CertSidecar, instance: &instance, right: None };
+        let issued = state.ca.identity(csr, &name, self.config.identity_lifetime, now)?;
+        Ok(Issued { instance, issued, root: state.ca.root().to_vec() })
+    }
+
+    /// The current token of a right, made or rotated on request; a configured token's file follows.
+    pub fn token(&self, right: &Right, rotate: bool, now: SystemTime) -> Result<String, TokenError> {
+        let text = {
+            let mut state = self.state();
+            let mut records = state.records.clone();
+            let (text, changed) = records.token(right, rotate, &state.ca.root_hash());
+            if records.tokens() > MAX_TOKENS {
+                return Err(TokenError::Full);
+            }
+            if changed {
+                self.save(&records)?;
+                state.records = records;
+            }
+            text
+        };
+        if rotate {
+            self.maintain(now)?;
+        }
+        Ok(text)
+    }
+
+    /// Shuts an instance out: no renewal from now on, and every balancer is told.
+    pub fn deny(&self, instance: &str, now: SystemTime) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let mut records = state.records.clone();
+        records.deny(instance, now, self.config.identity_lifetime);
+        self.save(&records)?;
+        state.records = records;
+        state.catalogue.touch(now);
+        self.announce(&state);
+        Ok(())
+    }
+
+    pub fn is_denied(&self, instance: &str) -> bool {
+        self.state().records.is_denied(instance)
+    }
+
+    /// Whether an instance of this name has been given an identity.
+    pub fn knows(&self, instance: &str) -> bool {
+        self.state().records.members().contains_key(instance)
+    }
+
+    /// The newest manifest, and every one after it.
+    pub fn manifests(&self) -> watch::Receiver<Manifest> {
+        self.manifests.subscribe()
+    }
+
+    pub fn body(&self, sha256: &[u8]) -> Option<Certificate> {
+        self.state().catalogue.body(sha256)
+    }
+
+    pub fn root_pem(&self) -> String {
+        self.state().ca.root_pem().to_owned()
+    }
+
+    /// For a person: tokens without secrets, instances, what is denied.
+    pub fn describe(&self) -> serde_json::Value {
+        self.state().records.describe()
+    }
+
+    /// Name, hosts and end of every public certificate.
+    pub fn certificates(&self) -> Vec<(String, Vec<String>, SystemTime)> {
+        let state = self.state();
+        let each = state.catalogue.each();
+        each.map(|(name, hosts, not_after)| (name.to_owned(), hosts.to_vec(), not_after)).collect()
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+}
+
+/// Why there is no token to print.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    #[error("there are {MAX_TOKENS} tokens already")]
+    Full,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+}
