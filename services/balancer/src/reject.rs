@@ -1,1 +1,215 @@
-//! Answers of our own.
+//! Answers of our own: why, which status, what the client, the log and the metrics are told. What an application
+//! answers, a 500 too, is never a `Reject`.
+
+use crate::body::Body;
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+
+/// Why we answered instead of an application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reject {
+    /// Not exactly one valid host in `Host` or `:authority`, or the two differ.
+    BadHost,
+    /// A request target that is neither a path nor a URL, such as CONNECT's.
+    BadTarget,
+    /// The request body could not be read to its end.
+    BadBody,
+    TooManyFields,
+    BodyTooLarge,
+    /// The client stopped sending its body.
+    BodyTimeout,
+    NoRoute,
+    QueueFull,
+    /// Waited for a permit until the deadline.
+    QueueDeadline,
+    /// Waited until the deadline, and no worker of the app is there.
+    NoEndpoint,
+    /// Every worker we tried refused in-band.
+    Refused,
+    ConnectRefused,
+    ConnectTimeout,
+    /// The worker closed the connection before its response head.
+    UpstreamReset,
+    /// What the worker sent is not HTTP.
+    BadResponse,
+    ResponseTimeout,
+    /// The client left before there was an answer. Only for the log.
+    ClientGone,
+    /// The response ended before it was complete. Only for the log: its head was passed on.
+    CutOff,
+}
+
+impl Reject {
+    /// In the order of declaration, so that `ALL[reject as usize] == reject`.
+    pub const ALL: [Self; 18] = [
+        Self::BadHost,
+        Self::BadTarget,
+        Self::BadBody,
+        Self::TooManyFields,
+        Self::BodyTooLarge,
+        Self::BodyTimeout,
+        Self::NoRoute,
+        Self::QueueFull,
+        Self::QueueDeadline,
+        Self::NoEndpoint,
+        Self::Refused,
+        Self::ConnectRefused,
+        Self::ConnectTimeout,
+        Self::UpstreamReset,
+        Self::BadResponse,
+        Self::ResponseTimeout,
+        Self::ClientGone,
+        Self::CutOff,
+    ];
+
+    /// In the log and as the metrics' `reason`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::BadHost => "bad_host",
+            Self::BadTarget => "bad_target",
+            Self::BadBody => "bad_body",
+            Self::TooManyFields => "too_many_fields",
+            Self::BodyTooLarge => "body_too_large",
+            Self::BodyTimeout => "body_timeout",
+            Self::NoRoute => "no_route",
+            Self::QueueFull => "queue_full",
+            Self::QueueDeadline => "queue_deadline",
+            Self::NoEndpoint => "no_endpoint",
+            Self::Refused => "refused",
+            Self::ConnectRefused => "connect_refused",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::UpstreamReset => "upstream_reset",
+            Self::BadResponse => "bad_response",
+            Self::ResponseTimeout => "response_timeout",
+            Self::ClientGone => "client_gone",
+            Self::CutOff => "cut_off",
+        }
+    }
+
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::BadHost | Self::BadTarget | Self::BadBody => StatusCode::BAD_REQUEST,
+            Self::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::QueueFull | Self::QueueDeadline | Self::NoEndpoint | Self::Refused => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ConnectRefused | Self::UpstreamReset | Self::BadResponse | Self::CutOff => StatusCode::BAD_GATEWAY,
+            Self::ConnectTimeout | Self::ResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
+            // nginx's number for it; never sent, and outside of what RFC 9110 names
+            Self::ClientGone => StatusCode::from_u16(499).expect("499 is a status number"),
+        }
+    }
+
+    /// The error type of RFC 9209, section 2.3.
+    fn proxy_status(self) -> &'static str {
+        match self {
+            Self::BadHost | Self::BadTarget | Self::BadBody | Self::TooManyFields | Self::BodyTooLarge
+            | Self::BodyTimeout | Self::ClientGone => "http_request_error",
+            Self::NoRoute => "destination_not_found",
+            Self::QueueFull => "connection_limit_reached",
+            Self::QueueDeadline | Self::NoEndpoint | Self::Refused => "destination_unavailable",
+            Self::ConnectRefused => "connection_refused",
+            Self::ConnectTimeout => "connection_timeout",
+            Self::UpstreamReset => "connection_terminated",
+            Self::BadResponse => "http_protocol_error",
+            Self::ResponseTimeout => "http_response_timeout",
+            Self::CutOff => "http_response_incomplete",
+        }
+    }
+
+    /// One sentence for the person who reads the answer; names nothing inside.
+    fn detail(self) -> &'static str {
+        match self {
+            Self::BadHost => "The request does not name exactly one valid host.",
+            Self::BadTarget => "The request target is not a path.",
+            Self::BadBody => "The request body could not be read.",
+            Self::TooManyFields => "The request has too many header fields.",
+            Self::BodyTooLarge => "The request body is larger than this server accepts.",
+            Self::BodyTimeout => "The request body stopped arriving.",
+            Self::NoRoute => "Nothing is served at this host and path.",
+            Self::QueueFull => "Too many requests are waiting for this application.",
+            Self::QueueDeadline => "The application was busy for too long.",
+            Self::NoEndpoint => "The application is not running at the moment.",
+            Self::Refused => "The application could not take the request at the moment.",
+            Self::ConnectRefused | Self::UpstreamReset | Self::CutOff => "The application did not answer.",
+            Self::BadResponse => "The application's answer could not be understood.",
+            Self::ConnectTimeout | Self::ResponseTimeout => "The application did not answer in time.",
+            Self::ClientGone => "The client left.",
+        }
+    }
+
+    /// Seconds after which another try makes sense.
+    fn retry_after(self) -> Option<&'static str> {
+        match self {
+            Self::QueueFull | Self::QueueDeadline | Self::NoEndpoint | Self::Refused => Some("1"),
+            Self::BadHost | Self::BadTarget | Self::BadBody | Self::TooManyFields | Self::BodyTooLarge
+            | Self::BodyTimeout | Self::NoRoute | Self::ConnectRefused | Self::ConnectTimeout | Self::UpstreamReset
+            | Self::BadResponse | Self::ResponseTimeout | Self::ClientGone | Self::CutOff => None,
+        }
+    }
+
+    /// The rest of the request will not be read, so that an HTTP/1.1 connection must end.
+    fn leaves_body_unread(self) -> bool {
+        matches!(self, Self::BadBody | Self::BodyTooLarge | Self::BodyTimeout)
+    }
+
+    /// Problem JSON (RFC 9457) with `Proxy-Status` (RFC 9209). `request_id` is hexadecimal.
+    pub fn response(self, request_id: &str, version: http::Version) -> Response<Body> {
+        let status = self.status();
+        let title = status.canonical_reason().unwrap_or("Client Closed Request");
+        let body = format!(
+            "{{\"type\":\"about:blank\",\"title\":\"{title}\",\"status\":{},\"detail\":\"{}\",\"request_id\":\"{request_id}\"}}\n",
+            status.as_u16(),
+            self.detail(),
+        );
+        let mut response = Response::new(Body::full(Bytes::from(body)));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        let proxy_status = format!("servery; error={}", self.proxy_status());
+        headers.insert(
+            http::HeaderName::from_static("proxy-status"),
+            HeaderValue::try_from(proxy_status).expect("made of field characters above"),
+        );
+        if let Some(seconds) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
+        }
+        if self.leaves_body_unread() && version < http::Version::HTTP_2 {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_place_and_a_label_of_its_own() {
+        for (at, reject) in Reject::ALL.into_iter().enumerate() {
+            assert_eq!(reject as usize, at);
+            assert_eq!(Reject::ALL.iter().filter(|other| other.label() == reject.label()).count(), 1);
+        }
+    }
+
+    #[test]
+    fn the_answer_is_problem_json_with_proxy_status() {
+        let response = Reject::QueueFull.response("00ff", http::Version::HTTP_11);
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()["retry-after"], "1");
+        assert_eq!(response.headers()["proxy-status"], "servery; error=connection_limit_reached");
+        let Body::Full(Some(body)) = response.into_body() else { panic!("a body of its own") };
+        let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(problem["status"], 503);
+        assert_eq!(problem["request_id"], "00ff");
+    }
+
+    #[test]
+    fn a_body_left_unread_ends_an_http1_connection() {
+        assert_eq!(Reject::BodyTooLarge.response("", http::Version::HTTP_11).headers()["connection"], "close");
+        assert!(!Reject::BodyTooLarge.response("", http::Version::HTTP_2).headers().contains_key("connection"));
+    }
+}
