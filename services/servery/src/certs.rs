@@ -1,0 +1,104 @@
+//! `servery certs …`: asks the cert-sidecar of a data directory over its Unix socket (0600: whoever may use it is its owner).
+
+use crate::cli;
+use cert_sidecar::control;
+use chassis::config::Shared;
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+/// The subcommand and its words.
+pub(crate) fn command() -> Command {
+    let role = Arg::new("role").value_name("ROLE").required(true).value_parser(["balancer", "app_server"]);
+    Command::new("certs")
+        .about("The internal CA and its certificates, on the machine of the cert-sidecar")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .arg(cli::config().global(true))
+        .arg(
+            Arg::new("data")
+                .long("data")
+                .value_name("DIR")
+                .global(true)
+                .value_parser(value_parser!(PathBuf))
+                .help("The cert-sidecar's data directory [/var/lib/servery; that of `servery up` is in its table]"),
+        )
+        .subcommand(Command::new("root").about("Prints the internal root, for browsers and clients to trust"))
+        .subcommand(Command::new("list").about("Prints certificates, tokens, identities and what is denied, as JSON"))
+        .subcommand(
+            Command::new("token")
+                .about("Prints the join token of a role, making it if there is none")
+                .arg(role)
+                .arg(Arg::new("app").long("app").value_name("NAME").help("The app that a node may serve"))
+                .arg(
+                    Arg::new("prefix")
+                        .long("prefix")
+                        .value_name("PATH")
+                        .action(ArgAction::Append)
+                        .help("A route prefix that the app may claim [/]"),
+                )
+                .arg(
+                    Arg::new("rotate")
+                        .long("rotate")
+                        .action(ArgAction::SetTrue)
+                        .help("Make a new one; the old one enrols nobody any more, members stay"),
+                ),
+        )
+        .subcommand(
+            Command::new("deny")
+                .about("Shuts an instance out: no renewal, and every balancer ends its registration")
+                .arg(Arg::new("instance").value_name("INSTANCE").required(true)),
+        )
+}
+
+/// Does what was asked; exit 1 with the sidecar's words where it refuses.
+pub(crate) fn run(given: &ArgMatches) -> ExitCode {
+    let Some((word, inner)) = given.subcommand() else { return ExitCode::from(crate::USAGE) };
+    let data = match data_directory(inner) {
+        Ok(data) => data,
+        Err(problems) => {
+            eprintln!("{problems}");
+            return ExitCode::from(crate::USAGE);
+        }
+    };
+    match ask(word, inner, &data) {
+        Ok(text) => {
+            println!("{}", text.trim_end());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("servery certs {word}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn data_directory(given: &ArgMatches) -> Result<PathBuf, chassis::config::Problems> {
+    if let Some(data) = given.get_one::<PathBuf>("data") {
+        return Ok(data.clone());
+    }
+    let file = given.get_one::<PathBuf>("config").map(PathBuf::as_path);
+    let Shared { data, .. } = crate::role::Sections::load(file, Vec::new())?.shared;
+    Ok(data)
+}
+
+fn ask(word: &str, given: &ArgMatches, data: &Path) -> anyhow::Result<String> {
+    let runtime = cli::runtime()?;
+    Ok(match word {
+        "root" => runtime.block_on(control::root(data))?,
+        "list" => serde_json::to_string_pretty(&runtime.block_on(control::list(data))?)?,
+        "token" => {
+            let role = given.get_one::<String>("role").map_or("", String::as_str).parse()?;
+            let app = given.get_one::<String>("app").cloned();
+            let prefixes: Vec<_> = given.get_many::<String>("prefix").into_iter().flatten().cloned().collect();
+            runtime.block_on(control::token(data, role, app, prefixes, given.get_flag("rotate")))?
+        }
+        _ => {
+            let instance = given.get_one::<String>("instance").map_or("", String::as_str);
+            runtime.block_on(control::deny(data, instance))?;
+            format!("{instance} is denied")
+        }
+    })
+}

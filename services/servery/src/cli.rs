@@ -1,0 +1,228 @@
+//! The command line: words and flags in, the configuration layer they make out. Values are not judged here: a flag
+//! is text until the configuration reads it, so that all mistakes of a run come together.
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use std::{io, path::PathBuf};
+
+/// A role that runs as a process of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Balancer,
+    App,
+    CertSidecar,
+}
+
+impl Role {
+    /// The word on the command line.
+    pub(crate) fn command(self) -> &'static str {
+        match self {
+            Self::Balancer => "balancer",
+            Self::App => "app",
+            Self::CertSidecar => "cert-sidecar",
+        }
+    }
+
+    /// The name in configuration, metrics and certificates.
+    pub(crate) fn id(self) -> &'static str {
+        match self {
+            Self::Balancer => "balancer",
+            Self::App => "app_server",
+            Self::CertSidecar => "cert_sidecar",
+        }
+    }
+
+    fn keys(self) -> &'static [Key] {
+        match self {
+            Self::Balancer => BALANCER,
+            Self::App => APP_SERVER,
+            Self::CertSidecar => CERT_SIDECAR,
+        }
+    }
+}
+
+/// A configuration key that is a flag too: name, value, help.
+struct Key(&'static str, &'static str, &'static str);
+
+const SHARED: &[Key] = &[
+    Key("cluster", "NAME", "Name of the cluster in every identity [servery]"),
+    Key("data", "DIR", "Where this process keeps its state [/var/lib/servery]"),
+    Key("token_file", "FILE", "The join token of this role [/run/servery/token]"),
+    Key("sidecar", "NAME:PORT", "Where the cert-sidecar is [cert-sidecar:7401]"),
+    Key("nameservers", "ADDR:PORT,...", "DNS servers [the system's]"),
+];
+const BALANCER: &[Key] = &[
+    Key("http", "ADDR", "Plain HTTP: redirects to HTTPS [:8080]"),
+    Key("https", "ADDR", "HTTPS; `off` serves everything over plain HTTP [:8443]"),
+    Key("public_https_port", "PORT", "The port that redirects name [that of --https]"),
+    Key("control", "ADDR", "Where nodes register [:7400]"),
+    Key("admin", "ADDR", "Metrics, health and status [:9180]"),
+    Key("trusted_proxies", "NET,...", "Whose forwarding fields are believed [none]"),
+    Key("advertised_networks", "NET,...", "Where a node may say its workers are, beside its own address [none]"),
+    Key("queue_length", "N", "Requests that may wait for one app [1024]"),
+    Key("queue_deadline", "TIME", "How long a request waits at most [10s]"),
+    Key("response_timeout", "TIME", "How long a worker may take to begin its response [60s]"),
+    Key("connect_timeout", "TIME", "How long a connection to a worker may take [2s]"),
+    Key("header_timeout", "TIME", "How long a client may take for a request's head [10s]"),
+    Key("handshake_timeout", "TIME", "How long a TLS handshake may take [10s]"),
+    Key("body_timeout", "TIME", "How long a body may stand still [60s]"),
+    Key("max_body", "SIZE", "The largest request body [1GiB]"),
+    Key("max_connections", "N", "Client connections at once [16384]"),
+    Key("drain", "TIME", "How long to finish what is in flight at the end [30s]"),
+    Key("start_hold", "TIME", "How long to wait for nodes before being ready [10s]"),
+    Key("cache_certificates", "BOOL", "Keep public certificates in the data directory [false]"),
+    Key("threads", "N", "Data-plane threads [number of cores]"),
+];
+const APP_SERVER: &[Key] = &[
+    Key("name", "NAME", "Name of this node [host name]"),
+    Key("app", "NAME", "Name of the application it serves [demo]"),
+    Key("join", "NAME:PORT,...", "Balancers to register with; every address of a name"),
+    Key("workers", "N", "Worker processes [number of cores]"),
+    Key("capacity", "N", "Requests at once in one worker [256]"),
+    Key("exec", "PROGRAM", "Your own worker program [the built-in demo application]"),
+    Key("timeout", "TIME", "How long the application may take to begin its response [30s]"),
+    Key("graceful_timeout", "TIME", "How long to finish what is in flight at the end [30s]"),
+    Key("start_timeout", "TIME", "How long a worker may take to be ready [30s]"),
+    Key("heartbeat", "TIME", "How long a worker or this node is silent at most [1s]"),
+    Key("worker_bind", "ADDR", "First address for the workers; each takes the next free port [:9000]"),
+    Key("advertise", "HOST", "Where balancers reach the workers [the address they see]"),
+    Key("admin", "ADDR", "Metrics, health and status [:9180]"),
+];
+const CERT_SIDECAR: &[Key] = &[
+    Key("listen", "ADDR", "Enrolment and certificates [:7401]"),
+    Key("admin", "ADDR", "Metrics, health and status [:9180]"),
+    Key("identity_lifetime", "TIME", "How long an identity is good; renewed at a seventh of it [7d]"),
+];
+
+/// The whole command line.
+pub(crate) fn command() -> Command {
+    Command::new("servery")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("The whole web stack as one system: balancer, app-servers, certificates")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(crate::up::command())
+        .subcommand(role(Role::Balancer, "Terminates TLS, routes, queues, and forwards to a free worker"))
+        .subcommand(
+            role(Role::App, "Runs a pool of worker processes and registers them with every balancer")
+                .arg(Arg::new("APP").help("A WSGI application as module:callable (not there yet)"))
+                .arg(Arg::new("bind").long("bind").value_name("ADDR").help("Serve by itself (not there yet)"))
+                .arg(Arg::new("threads").long("threads").value_name("N").help("WSGI threads (not there yet)")),
+        )
+        .subcommand(role(Role::CertSidecar, "Keeps the certificates: internal CA, enrolment, host names"))
+        .subcommand(Command::new("worker").hide(true).about("The built-in demo application as a worker"))
+        .subcommand(
+            Command::new("check")
+                .about("Prints every mistake of a configuration file with its line")
+                .arg(Arg::new("file").value_name("FILE").required(true).value_parser(value_parser!(PathBuf))),
+        )
+        .subcommand(
+            Command::new("health")
+                .about("For container health checks: exit 0 or 1")
+                .arg(Arg::new("ready").long("ready").action(ArgAction::SetTrue).help("Ready, not only alive"))
+                .arg(config())
+                .arg(admin()),
+        )
+        .subcommand(
+            Command::new("status")
+                .about("Nodes, workers, queue and certificates of a running cluster, as its balancer sees them")
+                .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("The whole of it as JSON"))
+                .arg(config())
+                .arg(admin()),
+        )
+        .subcommand(crate::certs::command())
+}
+
+/// `--admin ADDR` of the commands that ask a running process.
+fn admin() -> Arg {
+    Arg::new("admin")
+        .long("admin")
+        .value_name("ADDR")
+        .help("The admin address of the process to ask [the configured one, else port 9180 of this machine]")
+}
+
+/// `--config FILE`.
+pub(crate) fn config() -> Arg {
+    Arg::new("config")
+        .long("config")
+        .value_name("FILE")
+        .value_parser(value_parser!(PathBuf))
+        .help("Configuration [$SERVERY_CONFIG, else /etc/servery/servery.toml if it is there]")
+}
+
+fn role(role: Role, about: &'static str) -> Command {
+    let flags = SHARED.iter().chain(role.keys()).map(|Key(name, value, help)| {
+        Arg::new(*name).long(name.replace('_', "-")).value_name(*value).help(*help).action(ArgAction::Append)
+    });
+    Command::new(role.command()).about(about).arg(config()).args(flags)
+}
+
+/// The flags that were given, as configuration: key and text. One that was given twice makes a list.
+pub(crate) fn flags(role: Role, given: &ArgMatches) -> Vec<(String, String)> {
+    let text = |name: &str| {
+        let values: Vec<_> = given.get_many::<String>(name)?.map(String::as_str).collect();
+        Some(values.join(","))
+    };
+    let shared = SHARED.iter().filter_map(|Key(name, ..)| Some(((*name).to_owned(), text(name)?)));
+    let own = role.keys().iter().filter_map(|Key(name, ..)| Some((format!("{}.{name}", role.id()), text(name)?)));
+    shared.chain(own).collect()
+}
+
+/// What the design promises and this version does not have yet is refused by name, never ignored.
+pub(crate) fn refuse_what_is_not_there(role: Role, given: &ArgMatches) -> Result<(), String> {
+    if role != Role::App {
+        return Ok(());
+    }
+    if let Some(app) = given.get_one::<String>("APP") {
+        return Err(format!(
+            "`{app}` would be a WSGI application, and Python is not there yet. Run a program of your own with \
+             `--exec PROGRAM` (an axum Router: see examples/axum), or none for the demo application."
+        ));
+    }
+    if given.get_one::<String>("bind").is_some() {
+        return Err("`--bind` is not there yet: register with balancers by `--join NAME:PORT`".to_owned());
+    }
+    if given.get_one::<String>("threads").is_some() {
+        return Err("`--threads` is for WSGI applications, which are not there yet; see `--capacity`".to_owned());
+    }
+    Ok(())
+}
+
+/// A runtime of one thread: this one. Children must be spawned from a thread that lives as long as the process.
+pub(crate) fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn a_flag_becomes_its_key_and_twice_makes_a_list() {
+        let given = command()
+            .try_get_matches_from(["servery", "app", "--join", "a:7400", "--join", "b:7400", "--token-file", "/t"])
+            .unwrap();
+        let flags = flags(Role::App, given.subcommand_matches("app").unwrap());
+        assert_eq!(
+            flags,
+            [("token_file".to_owned(), "/t".to_owned()), ("app_server.join".to_owned(), "a:7400,b:7400".to_owned())]
+        );
+    }
+
+    #[test]
+    fn what_is_not_there_yet_is_refused_by_name() {
+        for (line, word) in [
+            (&["servery", "app", "shop:app"][..], "WSGI"),
+            (&["servery", "app", "--bind", "127.0.0.1:8000"], "--join"),
+            (&["servery", "app", "--threads", "4"], "--capacity"),
+        ] {
+            let given = command().try_get_matches_from(line).unwrap();
+            let refusal = refuse_what_is_not_there(Role::App, given.subcommand_matches("app").unwrap()).unwrap_err();
+            assert!(refusal.contains(word), "{refusal}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! One role as a process: configuration, telemetry, signals, the role's own `run`, an exit code.
+
+use crate::{USAGE, cli};
+use chassis::{
+    config::{Layers, Problems, Reader, Shared},
+    lifecycle::{self, Lifecycle},
+    telemetry,
+};
+use clap::ArgMatches;
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+use tokio::time::timeout;
+
+/// What a role gets to put things in order when it is told to stop at once.
+const STOPPING: Duration = Duration::from_secs(1);
+
+/// Everything a configuration says. Every role reads all of it, so that an unknown key anywhere is found.
+pub(crate) struct Sections {
+    pub(crate) shared: Shared,
+    pub(crate) balancer: balancer::Config,
+    pub(crate) app_server: app_server::Config,
+    pub(crate) cert_sidecar: cert_sidecar::Config,
+}
+
+impl Sections {
+    /// File, variables and `flags` (key, text), in rising order.
+    pub(crate) fn load(file: Option<&Path>, flags: Vec<(String, String)>) -> Result<Self, Problems> {
+        let layers = Layers::load(file, variables(), flags)?;
+        let mut reader = Reader::new(&layers);
+        let sections = Self::read(&mut reader);
+        reader.finish()?;
+        Ok(sections)
+    }
+
+    /// For who has questions of its own to the same reader.
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Self {
+        Self {
+            shared: Shared::read(reader),
+            balancer: balancer::Config::read(reader),
+            app_server: app_server::Config::read(reader),
+            cert_sidecar: cert_sidecar::Config::read(reader),
+        }
+    }
+}
+
+/// The environment, as far as it is text: nothing else is configuration.
+pub(crate) fn variables() -> impl Iterator<Item = (String, String)> {
+    env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
+}
+
+/// Runs `role` until a signal has drained it.
+pub(crate) fn run(role: cli::Role, given: &ArgMatches) -> ExitCode {
+    if let Err(message) = cli::refuse_what_is_not_there(role, given) {
+        eprintln!("servery {}: {message}", role.command());
+        return ExitCode::from(USAGE);
+    }
+    let file = given.get_one::<PathBuf>("config").map(PathBuf::as_path);
+    let sections = match Sections::load(file, cli::flags(role, given)) {
+        Ok(sections) => sections,
+        Err(problems) => {
+            eprintln!("{problems}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    if role == cli::Role::App && sections.app_server.join.is_empty() {
+        eprintln!(
+            "servery app: say which balancers to join, such as `--join balancer:7400`, or run the whole cluster \
+             with `servery up`. Serving by itself (`--bind`) is not there yet."
+        );
+        return ExitCode::from(USAGE);
+    }
+    match live(role, sections) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn live(role: cli::Role, sections: Sections) -> anyhow::Result<()> {
+    let telemetry = telemetry::init(role.id());
+    let Sections { shared, balancer, app_server, cert_sidecar } = sections;
+    cli::runtime()?.block_on(async {
+        // Caught before anybody can learn that this process is ready and stop it again.
+        let signals = lifecycle::install_signals()?;
+        let lifecycle = Lifecycle::new();
+        let ran = async {
+            match role {
+                cli::Role::Balancer => balancer::run(balancer, shared, telemetry, lifecycle.clone()).await,
+                cli::Role::App => app_server::run(app_server, shared, telemetry, lifecycle.clone()).await,
+                cli::Role::CertSidecar => cert_sidecar::run(cert_sidecar, shared, telemetry, lifecycle.clone()).await,
+            }
+        };
+        tokio::pin!(ran);
+        tokio::select! {
+            ended = &mut ran => return ended,
+            // A second signal: what is unfinished is dropped, however long the role would still take.
+            () = signals.follow(lifecycle.clone()) => {}
+        }
+        timeout(STOPPING, ran).await.unwrap_or(Ok(()))
+    })
+}

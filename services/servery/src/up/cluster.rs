@@ -1,0 +1,152 @@
+//! The life of the cluster: authority first, then balancer and nodes together, a table, a signal, the drain.
+
+use super::{
+    child::{Keeper, Order},
+    plan::{Member, Plan},
+    say, table,
+};
+use crate::ask;
+use std::{
+    fs,
+    io::{self, Write as _},
+    path::Path,
+    time::Duration,
+};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::{Instant, sleep},
+};
+
+/// How long a child may take to be ready at the start.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// How often a starting child is asked, and how long it may take to answer.
+const ASK_EVERY: Duration = Duration::from_millis(15);
+const ASK_LIMIT: Duration = Duration::from_secs(2);
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClusterError {
+    #[error("{0} could not start; its own message is above")]
+    Ended(String),
+    #[error("{name} is not ready after {} s: {answer}", START_LIMIT.as_secs())]
+    Late { name: String, answer: String },
+    #[error("no root certificate from the cert-sidecar: {0}")]
+    Root(String),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Runs the cluster until a signal; a second one kills it.
+pub(super) async fn run(plan: &Plan, home: &Path) -> Result<(), ClusterError> {
+    let mut signals = Signals::install()?;
+    let mut keepers = Vec::new();
+    let started = tokio::select! {
+        started = start(plan, home, &mut keepers) => started.map(|()| true),
+        () = signals.next() => Ok(false),
+    };
+    match &started {
+        Ok(true) => {
+            let _ = write!(io::stderr(), "{}", table::render(plan, home));
+            signals.next().await;
+            say("draining; Ctrl-C again stops at once");
+        }
+        Ok(false) => say("interrupted while starting"),
+        Err(_) => {}
+    }
+    drain(keepers, &mut signals).await;
+    started.map(|_| ())
+}
+
+/// The authority first: without its tokens the others could only wait. Then all at once.
+async fn start(plan: &Plan, home: &Path, keepers: &mut Vec<Keeper>) -> Result<(), ClusterError> {
+    let began = Instant::now();
+    let milestone = |what: &str| say(&format!("{what} ({} ms)", began.elapsed().as_millis()));
+
+    keepers.push(Keeper::spawn(plan.cert_sidecar.clone()));
+    ready(&keepers[0]).await?;
+    let root = cert_sidecar::control::root(&home.join("cert-sidecar")).await;
+    let root = root.map_err(|error| ClusterError::Root(error.to_string()))?;
+    fs::write(home.join("root.pem"), root)?;
+    milestone("certificate authority ready");
+
+    keepers.push(Keeper::spawn(plan.balancer.clone()));
+    keepers.extend(plan.nodes.iter().cloned().map(Keeper::spawn));
+    for keeper in &keepers[1..] {
+        ready(keeper).await?;
+        milestone(&format!("{} ready", keeper.member.name));
+    }
+    Ok(())
+}
+
+/// Waits until the child says that it is ready, and no longer than it lives.
+async fn ready(keeper: &Keeper) -> Result<(), ClusterError> {
+    let Member { name, admin, .. } = &keeper.member;
+    let deadline = Instant::now() + START_LIMIT;
+    let asking = async {
+        loop {
+            let answer = match ask::get(*admin, "/readyz", ASK_LIMIT).await {
+                Ok((200, _)) => return Ok(()),
+                Ok((_, reasons)) => String::from_utf8_lossy(&reasons).into_owned(),
+                Err(error) => error.to_string(),
+            };
+            if Instant::now() >= deadline {
+                return Err(ClusterError::Late { name: name.clone(), answer });
+            }
+            sleep(ASK_EVERY).await;
+        }
+    };
+    tokio::select! {
+        ready = asking => ready,
+        () = keeper.ended() => Err(ClusterError::Ended(name.clone())),
+    }
+}
+
+/// In the direction of the requests: the balancer finishes what it took while the nodes still serve, then the nodes,
+/// then the authority.
+async fn drain(mut keepers: Vec<Keeper>, signals: &mut Signals) {
+    let orderly = async {
+        let nodes = 2.min(keepers.len());
+        let (first, last) = keepers.split_at_mut(nodes);
+        let (authority, balancer) = first.split_at_mut(1.min(first.len()));
+        for group in [balancer, last, authority] {
+            for keeper in &*group {
+                keeper.order(Order::Drain);
+            }
+            for keeper in group {
+                keeper.gone().await;
+            }
+        }
+    };
+    let interrupted = tokio::select! {
+        () = orderly => false,
+        () = signals.next() => true,
+    };
+    if interrupted {
+        say("stopping at once");
+        drop(keepers); // kills every child
+    }
+}
+
+/// Ctrl-C, SIGTERM and a terminal that closes ask for the same.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn install() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! What `up` will run: flags in, one child process per role instance out, with every value checked and every port known
+//! to be free. Starts nothing.
+
+use super::ports;
+use crate::{
+    cli::Role,
+    role::{Sections, variables},
+};
+use chassis::{
+    config::{Layers, Problems, Reader},
+    listen::{ListenAddr, Reservation},
+};
+use clap::ArgMatches;
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// What a child may take beyond its own drain before it is killed.
+const MARGIN: Duration = Duration::from_secs(5);
+
+/// The command line. What configuration judges is text still.
+#[derive(Clone, Debug)]
+pub(super) struct Options {
+    pub(super) nodes: u16,
+    pub(super) admin: u16,
+    pub(super) http_only: bool,
+    /// Configuration keys that were given as flags.
+    pub(super) flags: Vec<(String, String)>,
+    pub(super) data: Option<PathBuf>,
+    pub(super) config: Option<PathBuf>,
+}
+
+impl Options {
+    pub(super) fn of(given: &ArgMatches) -> Self {
+        let number = |name: &str| given.get_one::<u16>(name).copied().unwrap_or_default();
+        let keys = [
+            ("http", "balancer.http"),
+            ("https", "balancer.https"),
+            ("workers", "app_server.workers"),
+            ("exec", "app_server.exec"),
+        ];
+        let flags = keys.into_iter().filter_map(|(name, key)| {
+            let text = given.get_one::<String>(name)?;
+            let public = name == "http" || name == "https";
+            Some((key.to_owned(), if public { on_this_machine(text) } else { text.clone() }))
+        });
+        Self {
+            nodes: number("nodes"),
+            admin: number("admin"),
+            http_only: given.get_flag("http-only"),
+            flags: flags.collect(),
+            data: given.get_one("data").cloned(),
+            config: given.get_one("config").cloned(),
+        }
+    }
+}
+
+/// A bare port is on this machine only: `up` without a public name is for the person at the keyboard.
+fn on_this_machine(text: &str) -> String {
+    text.parse::<u16>().map_or_else(|_| text.to_owned(), |port| loopback(port).to_string())
+}
+
+fn loopback(port: u16) -> ListenAddr {
+    ListenAddr::At((Ipv4Addr::LOCALHOST, port).into())
+}
+
+/// One child process.
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    /// What a person calls it: `balancer`, `node-1`.
+    pub(super) name: String,
+    pub(super) arguments: Vec<String>,
+    /// Where it answers `/readyz`.
+    pub(super) admin: SocketAddr,
+    /// From SIGTERM until it is killed.
+    pub(super) grace: Duration,
+}
+
+/// The whole cluster.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) cert_sidecar: Member,
+    pub(super) balancer: Member,
+    pub(super) nodes: Vec<Member>,
+    pub(super) http: ListenAddr,
+    pub(super) https: ListenAddr,
+    /// The ports between the processes, kept for them as long as the plan is in force.
+    pub(super) _reserved: Vec<Reservation>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PlanError {
+    #[error("{0}")]
+    Configuration(Problems),
+    #[error("{source}; choose another port with --{flag}")]
+    InUse { flag: &'static str, source: io::Error },
+    #[error("no free port on this machine: {0}")]
+    NoPort(io::Error),
+}
+
+impl Plan {
+    /// Plans a cluster with its state under `home`.
+    ///
+    /// Configuration counts as for a role, with two exceptions: public listeners that nobody configured are on this
+    /// machine only, and what connects the processes (addresses, tokens, directories) is `up`'s own.
+    pub(super) fn make(options: &Options, home: &Path) -> Result<Self, PlanError> {
+        let settings = Settings::read(options).map_err(PlanError::Configuration)?;
+        ports::check_free("http", settings.http)?;
+        ports::check_free("https", settings.https)?;
+        let (enrolment, enrolment_kept) = ports::internal(7401)?;
+        let (registry, registry_kept) = ports::internal(7400)?;
+        let admins = ports::admins(options.admin, options.nodes + 2)?;
+        let addresses = Addresses { enrolment, registry, admins };
+        Ok(Self { _reserved: vec![enrolment_kept, registry_kept], ..settings.lay_out(options, home, &addresses) })
+    }
+}
+
+/// What the configuration says of the whole cluster.
+struct Settings {
+    http: ListenAddr,
+    https: ListenAddr,
+    app: String,
+    balancer_drain: Duration,
+    node_drain: Duration,
+}
+
+/// Where the processes find each other.
+struct Addresses {
+    enrolment: SocketAddr,
+    registry: SocketAddr,
+    /// The balancer's, the cert-sidecar's, one of each node.
+    admins: Vec<SocketAddr>,
+}
+
+impl Settings {
+    fn read(options: &Options) -> Result<Self, Problems> {
+        let layers = Layers::load(options.config.as_deref(), variables(), options.flags.clone())?;
+        let mut reader = Reader::new(&layers);
+        let sections = Sections::read(&mut reader);
+        let http = reader.read("balancer.http", loopback(8080));
+        let https = match reader.read("balancer.https", loopback(8443)) {
+            _ if options.http_only => ListenAddr::Off,
+            https => https,
+        };
+        if http.is_off() && https.is_off() {
+            reader.refuse("balancer.http", "without HTTP and without HTTPS there is nothing to serve");
+        }
+        reader.finish()?;
+        Ok(Self {
+            http,
+            https,
+            app: sections.app_server.app,
+            balancer_drain: sections.balancer.drain,
+            node_drain: sections.app_server.graceful_timeout,
+        })
+    }
+
+    fn lay_out(&self, options: &Options, home: &Path, addresses: &Addresses) -> Plan {
+        let Addresses { enrolment, registry, admins } = addresses;
+        let tokens = home.join("cert-sidecar/tokens");
+        let joins = |token: &str| {
+            vec![("token-file", tokens.join(token).display().to_string()), ("sidecar", enrolment.to_string())]
+        };
+
+        let listen = vec![("listen", enrolment.to_string())];
+        let cert_sidecar = member(Role::CertSidecar, "cert-sidecar", admins[1], listen, options, home);
+
+        let mut flags = joins("balancer");
+        let public = [("http", self.http.to_string()), ("https", self.https.to_string())];
+        flags.extend(public.into_iter().chain([("control", registry.to_string())]));
+        let balancer = member(Role::Balancer, "balancer", admins[0], flags, options, home);
+
+        let nodes = (1_u16..).zip(&admins[2..]).map(|(number, admin)| {
+            let name = format!("node-{number}");
+            let mut flags = joins(&format!("app_server-{}", self.app));
+            let workers = ("worker-bind", loopback(0).to_string());
+            flags.extend([("name", name.clone()), ("join", registry.to_string()), workers]);
+            let node = member(Role::App, &name, *admin, flags, options, home);
+            Member { grace: self.node_drain + MARGIN, ..node }
+        });
+        Plan {
+            cert_sidecar,
+            balancer: Member { grace: self.balancer_drain + MARGIN, ..balancer },
+            nodes: nodes.collect(),
+            http: self.http,
+            https: self.https,
+            _reserved: Vec::new(),
+        }
+    }
+}
+
+/// The command line of one child: `flags`, what the user's own flags say to its role, what every child needs.
+fn member(
+    role: Role,
+    name: &str,
+    admin: SocketAddr,
+    mut flags: Vec<(&str, String)>,
+    options: &Options,
+    home: &Path,
+) -> Member {
+    for (key, text) in &options.flags {
+        let own = key.strip_prefix(role.id()).and_then(|key| key.strip_prefix('.'));
+        if let Some(flag) = own.filter(|own| flags.iter().all(|(flag, _)| flag != own)) {
+            flags.push((flag, text.clone()));
+        }
+    }
+    flags.extend(options.config.iter().map(|path| ("config", path.display().to_string())));
+    flags.extend([("data", home.join(name).display().to_string()), ("admin", admin.to_string())]);
+    let flags = flags.into_iter().map(|(flag, text)| format!("--{flag}={text}"));
+    let arguments = std::iter::once(role.command().to_owned()).chain(flags).collect();
+    Member { name: name.to_owned(), arguments, admin, grace: MARGIN }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli;
+
+    fn options(line: &[&str]) -> Options {
+        let given = cli::command().try_get_matches_from([&["servery", "up"], line].concat()).unwrap();
+        Options::of(given.subcommand_matches("up").unwrap())
+    }
+
+    fn plan(line: &[&str]) -> Result<Plan, Problems> {
+        let options = options(line);
+        let address = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let admins = (0..options.nodes + 2).map(|number| address(options.admin + number)).collect();
+        let addresses = Addresses { enrolment: address(7401), registry: address(7400), admins };
+        Ok(Settings::read(&options)?.lay_out(&options, Path::new("/state"), &addresses))
+    }
+
+    #[test]
+    fn every_child_gets_its_directory_its_token_and_the_others_addresses() {
+        let plan = plan(&["--nodes", "3", "--workers", "2", "--http", "81"]).unwrap();
+        assert_eq!(plan.nodes.len(), 3);
+        assert_eq!(plan.nodes[2].name, "node-3");
+        for (member, wanted) in [
+            (&plan.cert_sidecar, &["cert-sidecar", "--listen=127.0.0.1:7401", "--admin=127.0.0.1:9181"][..]),
+            (
+                &plan.balancer,
+                &[
+                    "balancer",
+                    "--data=/state/balancer",
+                    "--token-file=/state/cert-sidecar/tokens/balancer",
+                    "--sidecar=127.0.0.1:7401",
+                    "--control=127.0.0.1:7400",
+                    "--http=127.0.0.1:81",
+                    "--https=127.0.0.1:8443",
+                    "--admin=127.0.0.1:9180",
+                ],
+            ),
+            (
+                &plan.nodes[2],
+                &[
+                    "app",
+                    "--data=/state/node-3",
+                    "--token-file=/state/cert-sidecar/tokens/app_server-demo",
+                    "--name=node-3",
+                    "--join=127.0.0.1:7400",
+                    "--workers=2",
+                    "--worker-bind=127.0.0.1:0",
+                    "--admin=127.0.0.1:9184",
+                ],
+            ),
+        ] {
+            for wanted in wanted {
+                assert!(member.arguments.iter().any(|argument| argument == wanted), "{wanted}: {:?}", member.arguments);
+            }
+        }
+    }
+
+    #[test]
+    fn the_children_take_the_command_lines_they_get() {
+        let plan = plan(&["--https", ":8444", "--exec", "/bin/app"]).unwrap();
+        for member in [&plan.cert_sidecar, &plan.balancer].into_iter().chain(&plan.nodes) {
+            let line = std::iter::once("servery").chain(member.arguments.iter().map(String::as_str));
+            cli::command().try_get_matches_from(line).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_bare_port_stays_on_this_machine() {
+        assert_eq!(on_this_machine("81"), "127.0.0.1:81");
+        assert_eq!(on_this_machine(":81"), ":81");
+        assert_eq!(on_this_machine("192.0.2.1:81"), "192.0.2.1:81");
+    }
+
+    #[test]
+    fn a_configured_listener_counts_unless_a_flag_says_otherwise() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "[balancer]\nhttp = \":82\"\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let configured = plan(&["--config", path, "--http-only"]).unwrap();
+        assert_eq!((configured.http, configured.https), (ListenAddr::All(82), ListenAddr::Off));
+        assert_eq!(plan(&["--config", path, "--http", "83"]).unwrap().http, loopback(83));
+    }
+
+    #[test]
+    fn mistakes_in_flags_come_together() {
+        let text = plan(&["--http", "off", "--https", "nowhere", "--workers", "many"]).unwrap_err().to_string();
+        assert!(text.contains("--https: expected") && text.contains("--workers: expected"), "{text}");
+        assert!(plan(&["--http", "off", "--http-only"]).is_err());
+    }
+}
