@@ -14,7 +14,7 @@ pub use accept::{ClientAuth, Incoming, PeerInfo};
 pub use connect::ConnectError;
 pub use enrol::EnrolConfig;
 pub use material::{Material, MaterialError};
-pub use name::{AppRight, NameError, PeerId, Role};
+pub use name::{AppRight, NameError, PeerId, RightError, Role, is_cluster};
 
 use std::io;
 use std::net::SocketAddr;
