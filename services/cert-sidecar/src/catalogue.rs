@@ -18,7 +18,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// Certificates by name.
 #[derive(Debug, Default)]
-pub struct Catalogue {
+pub(crate) struct Catalogue {
     entries: BTreeMap<String, Offer>,
     version: u64,
 }
@@ -34,7 +34,7 @@ struct Offer {
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum CatalogueError {
+pub(crate) enum CatalogueError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("no certificate for {name}: {source}")]
@@ -68,8 +68,7 @@ impl Offer {
         let mut wanted = hosts.to_vec();
         certified.sort();
         wanted.sort();
-        (certified == wanted)
-            .then(|| Self::new(hosts.to_vec(), chain.clone(), key, SystemTime::UNIX_EPOCH + not_after))
+        (certified == wanted).then(|| Self::new(hosts.to_vec(), chain.clone(), key, SystemTime::UNIX_EPOCH + not_after))
     }
 
     fn to_pem(&self) -> String {
@@ -98,7 +97,7 @@ fn names_of(leaf: &X509Certificate<'_>) -> Vec<String> {
 impl Catalogue {
     /// Makes every wanted certificate be there and good: from the store, else issued, else renewed. True if the offer
     /// has changed.
-    pub fn refresh(
+    pub(crate) fn refresh(
         &mut self,
         wanted: &[CertificateConfig],
         ca: &InternalCa,
@@ -138,13 +137,13 @@ impl Catalogue {
     }
 
     /// A version that grows, also over a restart: the clock's milliseconds, or one more than the last.
-    pub fn touch(&mut self, now: SystemTime) {
+    pub(crate) fn touch(&mut self, now: SystemTime) {
         let clock = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
         self.version = u64::try_from(clock).unwrap_or(u64::MAX).max(self.version + 1);
     }
 
     /// The whole wanted state of every balancer.
-    pub fn manifest<'a>(&self, denied: impl Iterator<Item = &'a str>) -> Manifest {
+    pub(crate) fn manifest<'a>(&self, denied: impl Iterator<Item = &'a str>) -> Manifest {
         let entries = self.entries.iter().map(|(name, offer)| Entry {
             name: name.clone(),
             hosts: offer.hosts.clone(),
@@ -155,7 +154,7 @@ impl Catalogue {
     }
 
     /// The body behind a manifest's hash.
-    pub fn body(&self, sha256: &[u8]) -> Option<Certificate> {
+    pub(crate) fn body(&self, sha256: &[u8]) -> Option<Certificate> {
         let offer = self.entries.values().find(|offer| offer.sha256 == sha256)?;
         Some(Certificate {
             chain: offer.chain.iter().map(|der| der.to_vec()).collect(),
@@ -164,7 +163,7 @@ impl Catalogue {
     }
 
     /// Name, hosts and end of each certificate.
-    pub fn each(&self) -> impl Iterator<Item = (&str, &[String], SystemTime)> {
+    pub(crate) fn each(&self) -> impl Iterator<Item = (&str, &[String], SystemTime)> {
         self.entries.iter().map(|(name, offer)| (name.as_str(), offer.hosts.as_slice(), offer.not_after))
     }
 }

@@ -78,7 +78,11 @@ impl Right {
                 }
                 let path = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
                 for prefix in &mut prefixes {
-                    if !prefix.starts_with('/') || prefix.contains("//") || !prefix.bytes().all(path) || prefix.len() > 256 {
+                    if !prefix.starts_with('/')
+                        || prefix.contains("//")
+                        || !prefix.bytes().all(path)
+                        || prefix.len() > 256
+                    {
                         return Err(RightError::Prefix(prefix.clone()));
                     }
                     if prefix.len() > 1 && prefix.ends_with('/') {
@@ -188,7 +192,10 @@ fn tokens(reader: &mut Reader<'_>) -> Vec<TokenConfig> {
         match Right::new(role, app, prefixes) {
             Ok(right) => {
                 if !slots.insert(right.slot()) {
-                    table.refuse("role", format!("there is another token for {}; list all its prefixes in one", right.slot()));
+                    table.refuse(
+                        "role",
+                        format!("there is another token for {}; list all its prefixes in one", right.slot()),
+                    );
                 }
                 Some(TokenConfig { right, file })
             }

@@ -24,12 +24,12 @@ const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The intermediate is replaced while it still outlives anything it signs: identities live 91 days at most.
 const INTERMEDIATE_REST: Duration = Duration::from_secs(120 * 24 * 3600);
 /// Public certificates of the internal CA; renewed at two thirds.
-pub const HOST_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
+pub(crate) const HOST_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Clocks of other machines may be this much behind.
 const SKEW: Duration = Duration::from_secs(300);
 
 /// Root and intermediate.
-pub struct InternalCa {
+pub(crate) struct InternalCa {
     root: CertificateDer<'static>,
     root_pem: String,
     root_issuer: Issuer<'static, KeyPair>,
@@ -40,14 +40,14 @@ pub struct InternalCa {
 
 /// A certificate with the intermediate behind it.
 #[derive(Clone, Debug)]
-pub struct IssuedChain {
-    pub chain: Vec<CertificateDer<'static>>,
-    pub not_after: SystemTime,
+pub(crate) struct IssuedChain {
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) not_after: SystemTime,
 }
 
 /// Why no certificate can be issued.
 #[derive(Debug, thiserror::Error)]
-pub enum IssueError {
+pub(crate) enum IssueError {
     #[error("the request is not a PKCS #10 request signed with its own key: {0}")]
     Request(rcgen::Error),
     #[error("signing failed: {0}")]
@@ -56,7 +56,7 @@ pub enum IssueError {
 
 impl InternalCa {
     /// Loads the CA from the store, or makes it where the store is new. Renews an intermediate that is near its end.
-    pub fn open(store: &Store, cluster: &str, now: SystemTime) -> Result<Self, StoreError> {
+    pub(crate) fn open(store: &Store, cluster: &str, now: SystemTime) -> Result<Self, StoreError> {
         if !store.contains("ca") {
             if store.contains("records.json") {
                 return Err(store.damaged("ca", "it is missing, though this store was in use"));
@@ -93,8 +93,8 @@ impl InternalCa {
         let text = |name: &str| store.read(name)?.ok_or_else(|| store.damaged(name, "it is missing"));
         let (root_pem, root_key) = (text("ca/root.pem")?, text("ca/root.key")?);
         let both = text("ca/intermediate.pem")?;
-        let (root, root_not_after, root_issuer) = load_issuer(&root_pem, &root_key)
-            .map_err(|what| store.damaged("ca/root.pem", what))?;
+        let (root, root_not_after, root_issuer) =
+            load_issuer(&root_pem, &root_key).map_err(|what| store.damaged("ca/root.pem", what))?;
         let (intermediate, intermediate_not_after, issuer) =
             load_issuer(&both, &both).map_err(|what| store.damaged("ca/intermediate.pem", what))?;
         if root_not_after <= now {
@@ -104,7 +104,12 @@ impl InternalCa {
     }
 
     /// Replaces the intermediate when it is near its end.
-    pub fn renew_intermediate(&mut self, store: &Store, cluster: &str, now: SystemTime) -> Result<bool, StoreError> {
+    pub(crate) fn renew_intermediate(
+        &mut self,
+        store: &Store,
+        cluster: &str,
+        now: SystemTime,
+    ) -> Result<bool, StoreError> {
         if now + INTERMEDIATE_REST < self.intermediate_not_after {
             return Ok(false);
         }
@@ -118,22 +123,22 @@ impl InternalCa {
         Ok(true)
     }
 
-    pub fn root(&self) -> &CertificateDer<'static> {
+    pub(crate) fn root(&self) -> &CertificateDer<'static> {
         &self.root
     }
 
     /// What a person imports to trust the cluster's own certificates.
-    pub fn root_pem(&self) -> &str {
+    pub(crate) fn root_pem(&self) -> &str {
         &self.root_pem
     }
 
     /// SHA-256 of the root's public key (its SubjectPublicKeyInfo, DER): what join tokens carry.
-    pub fn root_hash(&self) -> [u8; 32] {
+    pub(crate) fn root_hash(&self) -> [u8; 32] {
         spki_hash(self.root_issuer.key())
     }
 
     /// An identity for the key of `csr`, under names that we choose.
-    pub fn identity(
+    pub(crate) fn identity(
         &self,
         csr: &[u8],
         name: &IdentityName<'_>,
@@ -146,7 +151,7 @@ impl InternalCa {
     }
 
     /// A public certificate with a key of its own, PKCS #8.
-    pub fn host(
+    pub(crate) fn host(
         &self,
         hosts: &[String],
         now: SystemTime,
@@ -187,12 +192,12 @@ impl InternalCa {
 
 /// The names that an identity carries.
 #[derive(Clone, Copy, Debug)]
-pub struct IdentityName<'a> {
-    pub cluster: &'a str,
-    pub role: Role,
-    pub instance: &'a str,
+pub(crate) struct IdentityName<'a> {
+    pub(crate) cluster: &'a str,
+    pub(crate) role: Role,
+    pub(crate) instance: &'a str,
     /// The app it may serve and under which prefixes; app-servers only.
-    pub right: Option<&'a Right>,
+    pub(crate) right: Option<&'a Right>,
 }
 
 impl IdentityName<'_> {
@@ -253,7 +258,8 @@ fn load_issuer(
     certificate: &str,
     key: &str,
 ) -> Result<(CertificateDer<'static>, SystemTime, Issuer<'static, KeyPair>), String> {
-    let der = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|error| format!("no certificate: {error}"))?;
+    let der =
+        CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|error| format!("no certificate: {error}"))?;
     let key = PrivatePkcs8KeyDer::from_pem_slice(key.as_bytes()).map_err(|error| format!("no private key: {error}"))?;
     let key = KeyPair::from_pkcs8_der_and_sign_algo(&key, &rcgen::PKCS_ECDSA_P256_SHA256)
         .map_err(|error| format!("no P-256 key: {error}"))?;

@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq as _;
 /// The state of trust, as it is stored.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Records {
+pub(crate) struct Records {
     /// By slot: one per role, and per app for app-servers.
     tokens: BTreeMap<String, Token>,
     /// By instance.
@@ -44,15 +44,15 @@ impl fmt::Debug for Token {
 /// An instance that has an identity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Member {
-    pub right: Right,
+pub(crate) struct Member {
+    pub(crate) right: Right,
     /// End of its newest certificate, seconds since 1970.
-    pub not_after: u64,
+    pub(crate) not_after: u64,
 }
 
 /// Why somebody stays out. The label is a metric's, the text is for the log and the caller: it tells no secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     #[error("this is no join token: `servery1.<role>.<root>.<id>.<secret>` is expected")]
     Malformed,
     #[error("this token is of another cluster: its root is not ours")]
@@ -67,7 +67,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// The metric label `result`.
-    pub fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Malformed => "malformed_token",
             Self::Foreign => "foreign_token",
@@ -79,13 +79,13 @@ impl Refusal {
 }
 
 /// More instances than this at once are a runaway, not a cluster.
-pub const MAX_MEMBERS: usize = 100_000;
+pub(crate) const MAX_MEMBERS: usize = 100_000;
 /// One for each role and app.
-pub const MAX_TOKENS: usize = 1_000;
+pub(crate) const MAX_TOKENS: usize = 1_000;
 
 impl Records {
     /// The token text of `right`'s slot, made if there is none; `rotate` replaces it. True if the records changed.
-    pub fn token(&mut self, right: &Right, rotate: bool, root: &[u8; 32]) -> (String, bool) {
+    pub(crate) fn token(&mut self, right: &Right, rotate: bool, root: &[u8; 32]) -> (String, bool) {
         let slot = right.slot();
         let current = self.tokens.get(&slot).filter(|token| !rotate && token.right == *right);
         let changed = current.is_none();
@@ -102,7 +102,7 @@ impl Records {
     }
 
     /// How many tokens there are.
-    pub fn tokens(&self) -> usize {
+    pub(crate) fn tokens(&self) -> usize {
         self.tokens.len()
     }
 
@@ -110,7 +110,7 @@ impl Records {
     ///
     /// # Errors
     /// The token is not one of ours, or not any more.
-    pub fn redeem(&self, text: &str, root: &[u8; 32]) -> Result<Right, Refusal> {
+    pub(crate) fn redeem(&self, text: &str, root: &[u8; 32]) -> Result<Right, Refusal> {
         let parts: Vec<_> = text.trim().split('.').collect();
         let &["servery1", role, hash, id, secret] = parts.as_slice() else { return Err(Refusal::Malformed) };
         let role: Role = role.parse().map_err(|_| Refusal::Malformed)?;
@@ -127,7 +127,7 @@ impl Records {
     }
 
     /// A name that no instance has: what was asked for, made plain, with a random end.
-    pub fn fresh_name(&self, wanted: &str, suffix: impl Fn() -> [u8; 3]) -> String {
+    pub(crate) fn fresh_name(&self, wanted: &str, suffix: impl Fn() -> [u8; 3]) -> String {
         let plain: String = wanted
             .chars()
             .map(|letter| letter.to_ascii_lowercase())
@@ -145,30 +145,30 @@ impl Records {
     }
 
     /// Remembers who has an identity and until when.
-    pub fn remember(&mut self, instance: &str, right: Right, not_after: SystemTime) {
+    pub(crate) fn remember(&mut self, instance: &str, right: Right, not_after: SystemTime) {
         self.members.insert(instance.to_owned(), Member { right, not_after: seconds(not_after) });
     }
 
-    pub fn members(&self) -> &BTreeMap<String, Member> {
+    pub(crate) fn members(&self) -> &BTreeMap<String, Member> {
         &self.members
     }
 
     /// Keeps an instance out, for as long as a certificate of it may live. False if it was denied already.
-    pub fn deny(&mut self, instance: &str, now: SystemTime, lifetime: Duration) -> bool {
+    pub(crate) fn deny(&mut self, instance: &str, now: SystemTime, lifetime: Duration) -> bool {
         let until = self.members.remove(instance).map_or_else(|| seconds(now + lifetime), |member| member.not_after);
         self.denied.insert(instance.to_owned(), until).is_none()
     }
 
-    pub fn is_denied(&self, instance: &str) -> bool {
+    pub(crate) fn is_denied(&self, instance: &str) -> bool {
         self.denied.contains_key(instance)
     }
 
-    pub fn denied(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn denied(&self) -> impl Iterator<Item = &str> {
         self.denied.keys().map(String::as_str)
     }
 
     /// Forgets what has expired; true if that was anything.
-    pub fn prune(&mut self, now: SystemTime) -> bool {
+    pub(crate) fn prune(&mut self, now: SystemTime) -> bool {
         let now = seconds(now);
         let before = self.members.len() + self.denied.len();
         self.members.retain(|_, member| member.not_after > now);
@@ -177,7 +177,7 @@ impl Records {
     }
 
     /// For a person: everything but the secrets.
-    pub fn describe(&self) -> serde_json::Value {
+    pub(crate) fn describe(&self) -> serde_json::Value {
         let tokens = self.tokens.values().map(|token| serde_json::json!({"id": token.id, "right": token.right}));
         serde_json::json!({
             "tokens": tokens.collect::<Vec<_>>(),

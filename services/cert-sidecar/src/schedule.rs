@@ -3,12 +3,12 @@
 use std::time::{Duration, SystemTime};
 
 /// At two thirds of its life, so that a third is left for whatever goes wrong.
-pub fn renew_at(not_after: SystemTime, lifetime: Duration) -> SystemTime {
+pub(crate) fn renew_at(not_after: SystemTime, lifetime: Duration) -> SystemTime {
     not_after - lifetime / 3
 }
 
 /// The own identity of the sidecar is renewed like everybody's: at a seventh of its life.
-pub fn renew_identity_at(not_after: SystemTime, lifetime: Duration) -> SystemTime {
+pub(crate) fn renew_identity_at(not_after: SystemTime, lifetime: Duration) -> SystemTime {
     not_after - lifetime * 6 / 7
 }
 

@@ -11,17 +11,21 @@ use std::{
 
 /// The directory, held by an exclusive lock until dropped.
 #[derive(Debug)]
-pub struct Store {
+pub(crate) struct Store {
     path: PathBuf,
     _lock: File,
 }
 
 /// Why the directory cannot be used. Each says what to do.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    #[error("cannot use {path}: {source}. The cert-sidecar must be able to write there; see `data` and the directory's owner")]
+pub(crate) enum StoreError {
+    #[error(
+        "cannot use {path}: {source}. The cert-sidecar must be able to write there; see `data` and the directory's owner"
+    )]
     Io { path: PathBuf, source: io::Error },
-    #[error("{0} is in use by another cert-sidecar: two would issue against each other. Stop one, or give it a `data` of its own")]
+    #[error(
+        "{0} is in use by another cert-sidecar: two would issue against each other. Stop one, or give it a `data` of its own"
+    )]
     Held(PathBuf),
     #[error(
         "{path} is damaged: {what}. Restore the directory {root} from a backup. Without one, move it away: a new \
@@ -32,7 +36,7 @@ pub enum StoreError {
 
 impl Store {
     /// Opens the directory, making it where it is missing.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
         let io = |source| StoreError::Io { path: path.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
         let file = path.join("lock");
@@ -44,21 +48,21 @@ impl Store {
         }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// The error for a file whose content makes no sense.
-    pub fn damaged(&self, name: &str, what: impl ToString) -> StoreError {
+    pub(crate) fn damaged(&self, name: &str, what: impl std::fmt::Display) -> StoreError {
         StoreError::Damaged { root: self.path.clone(), path: self.path.join(name), what: what.to_string() }
     }
 
-    pub fn contains(&self, name: &str) -> bool {
+    pub(crate) fn contains(&self, name: &str) -> bool {
         self.path.join(name).exists()
     }
 
     /// A file's content, `None` where there is no such file.
-    pub fn read(&self, name: &str) -> Result<Option<String>, StoreError> {
+    pub(crate) fn read(&self, name: &str) -> Result<Option<String>, StoreError> {
         let path = self.path.join(name);
         match fs::read_to_string(&path) {
             Ok(text) => Ok(Some(text)),
@@ -69,12 +73,12 @@ impl Store {
     }
 
     /// Replaces a file, whole or not at all, also when the power fails.
-    pub fn write(&self, name: &str, text: &str) -> Result<(), StoreError> {
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<(), StoreError> {
         write_private(&self.path.join(name), text)
     }
 
     /// Makes the directory `name` out of `files` in one step: after a crash it is there with all of them, or not there.
-    pub fn write_directory(&self, name: &str, files: &[(&str, &str)]) -> Result<(), StoreError> {
+    pub(crate) fn write_directory(&self, name: &str, files: &[(&str, &str)]) -> Result<(), StoreError> {
         let (path, half) = (self.path.join(name), self.path.join(format!("{name}.half")));
         let io = |source| StoreError::Io { path: half.clone(), source };
         match fs::remove_dir_all(&half) {
@@ -90,7 +94,7 @@ impl Store {
 }
 
 /// Writes `text` to `path` with mode 0600: to a new file beside it, synced, then renamed over it.
-pub fn write_private(path: &Path, text: &str) -> Result<(), StoreError> {
+pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), StoreError> {
     let io = |source| StoreError::Io { path: path.to_owned(), source };
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(io)?;

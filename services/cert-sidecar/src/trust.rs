@@ -22,7 +22,7 @@ use std::{
 use tokio::sync::watch;
 
 /// The one state of the process. Its lock is held for the microseconds of a signature or the write of a small file.
-pub struct Trust {
+pub(crate) struct Trust {
     config: Config,
     cluster: String,
     store: Store,
@@ -38,7 +38,7 @@ struct State {
 
 /// Why an instance gets no identity.
 #[derive(Debug, thiserror::Error)]
-pub enum EnrolError {
+pub(crate) enum EnrolError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     #[error(transparent)]
@@ -51,15 +51,15 @@ pub enum EnrolError {
 
 /// A fresh identity.
 #[derive(Debug)]
-pub struct Issued {
-    pub instance: String,
-    pub issued: IssuedChain,
-    pub root: Vec<u8>,
+pub(crate) struct Issued {
+    pub(crate) instance: String,
+    pub(crate) issued: IssuedChain,
+    pub(crate) root: Vec<u8>,
 }
 
 /// Why the cert-sidecar cannot start or carry on.
 #[derive(Debug, thiserror::Error)]
-pub enum TrustError {
+pub(crate) enum TrustError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -68,7 +68,7 @@ pub enum TrustError {
 
 impl Trust {
     /// Opens the store, makes what is missing, writes the configured tokens to their files.
-    pub fn open(config: Config, shared: &Shared, now: SystemTime) -> Result<Self, TrustError> {
+    pub(crate) fn open(config: Config, shared: &Shared, now: SystemTime) -> Result<Self, TrustError> {
         let store = Store::open(&shared.data)?;
         let ca = InternalCa::open(&store, &shared.cluster, now)?;
         let records = match store.read("records.json")? {
@@ -88,7 +88,7 @@ impl Trust {
     }
 
     /// What falls due with time: intermediate, public certificates, expired records, token files that have vanished.
-    pub fn maintain(&self, now: SystemTime) -> Result<(), TrustError> {
+    pub(crate) fn maintain(&self, now: SystemTime) -> Result<(), TrustError> {
         let mut state = self.state();
         let State { ca, records, catalogue } = &mut *state;
         ca.renew_intermediate(&self.store, &self.cluster, now)?;
@@ -129,7 +129,13 @@ impl Trust {
     }
 
     /// The first identity of an instance, for a token.
-    pub fn enrol(&self, token: &str, csr: &[u8], wanted: &str, now: SystemTime) -> Result<(Issued, Role), EnrolError> {
+    pub(crate) fn enrol(
+        &self,
+        token: &str,
+        csr: &[u8],
+        wanted: &str,
+        now: SystemTime,
+    ) -> Result<(Issued, Role), EnrolError> {
         let mut state = self.state();
         let right = state.records.redeem(token, &state.ca.root_hash())?;
         if state.records.members().len() >= MAX_MEMBERS {
@@ -141,7 +147,7 @@ impl Trust {
     }
 
     /// The next identity of an instance that proved its current one: same name, same rights.
-    pub fn renew(&self, peer: &PeerId, csr: &[u8], now: SystemTime) -> Result<Issued, EnrolError> {
+    pub(crate) fn renew(&self, peer: &PeerId, csr: &[u8], now: SystemTime) -> Result<Issued, EnrolError> {
         let mut state = self.state();
         if state.records.is_denied(&peer.instance) {
             return Err(Refusal::Denied.into());
@@ -178,17 +184,16 @@ impl Trust {
     }
 
     /// The sidecar's own identity: what every other process expects to find here.
-    pub fn own_identity(&self, csr: &[u8], now: SystemTime) -> Result<Issued, IssueError> {
+    pub(crate) fn own_identity(&self, csr: &[u8], now: SystemTime) -> Result<Issued, IssueError> {
         let state = self.state();
         let instance = format!("cert-sidecar-{}", hex::encode(&state.ca.root_hash()[..3]));
-        let name =
-            IdentityName { cluster: &self.cluster, role: Role::CertSidecar, instance: &instance, right: None };
+        let name = IdentityName { cluster: &self.cluster, role: Role::CertSidecar, instance: &instance, right: None };
         let issued = state.ca.identity(csr, &name, self.config.identity_lifetime, now)?;
         Ok(Issued { instance, issued, root: state.ca.root().to_vec() })
     }
 
     /// The current token of a right, made or rotated on request; a configured token's file follows.
-    pub fn token(&self, right: &Right, rotate: bool, now: SystemTime) -> Result<String, TokenError> {
+    pub(crate) fn token(&self, right: &Right, rotate: bool, now: SystemTime) -> Result<String, TokenError> {
         let text = {
             let mut state = self.state();
             let mut records = state.records.clone();
@@ -209,7 +214,7 @@ impl Trust {
     }
 
     /// Shuts an instance out: no renewal from now on, and every balancer is told.
-    pub fn deny(&self, instance: &str, now: SystemTime) -> Result<(), StoreError> {
+    pub(crate) fn deny(&self, instance: &str, now: SystemTime) -> Result<(), StoreError> {
         let mut state = self.state();
         let mut records = state.records.clone();
         records.deny(instance, now, self.config.identity_lifetime);
@@ -220,48 +225,48 @@ impl Trust {
         Ok(())
     }
 
-    pub fn is_denied(&self, instance: &str) -> bool {
+    pub(crate) fn is_denied(&self, instance: &str) -> bool {
         self.state().records.is_denied(instance)
     }
 
     /// Whether an instance of this name has been given an identity.
-    pub fn knows(&self, instance: &str) -> bool {
+    pub(crate) fn knows(&self, instance: &str) -> bool {
         self.state().records.members().contains_key(instance)
     }
 
     /// The newest manifest, and every one after it.
-    pub fn manifests(&self) -> watch::Receiver<Manifest> {
+    pub(crate) fn manifests(&self) -> watch::Receiver<Manifest> {
         self.manifests.subscribe()
     }
 
-    pub fn body(&self, sha256: &[u8]) -> Option<Certificate> {
+    pub(crate) fn body(&self, sha256: &[u8]) -> Option<Certificate> {
         self.state().catalogue.body(sha256)
     }
 
-    pub fn root_pem(&self) -> String {
+    pub(crate) fn root_pem(&self) -> String {
         self.state().ca.root_pem().to_owned()
     }
 
     /// For a person: tokens without secrets, instances, what is denied.
-    pub fn describe(&self) -> serde_json::Value {
+    pub(crate) fn describe(&self) -> serde_json::Value {
         self.state().records.describe()
     }
 
     /// Name, hosts and end of every public certificate.
-    pub fn certificates(&self) -> Vec<(String, Vec<String>, SystemTime)> {
+    pub(crate) fn certificates(&self) -> Vec<(String, Vec<String>, SystemTime)> {
         let state = self.state();
         let each = state.catalogue.each();
         each.map(|(name, hosts, not_after)| (name.to_owned(), hosts.to_vec(), not_after)).collect()
     }
 
-    pub fn config(&self) -> &Config {
+    pub(crate) fn config(&self) -> &Config {
         &self.config
     }
 }
 
 /// Why there is no token to print.
 #[derive(Debug, thiserror::Error)]
-pub enum TokenError {
+pub(crate) enum TokenError {
     #[error("there are {MAX_TOKENS} tokens already")]
     Full,
     #[error(transparent)]

@@ -1,0 +1,204 @@
+//! The Certificates service: one stream per balancer, manifests down, acknowledgements up. Balancers only; a denied one
+//! or one whose certificate ends is cut off.
+
+use crate::{enrolment::peer_of, trust::Trust};
+use chassis::{
+    identity::{PeerId, PeerInfo, Role},
+    lifecycle::{Lifecycle, Phase},
+};
+use proto::certificates::{Acknowledgement, Certificate, FetchRequest, Manifest, certificates_server::Certificates};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// More balancers than this at once are a runaway.
+const MAX_STREAMS: usize = 1_000;
+
+/// Serves `Watch` and `Fetch`.
+#[derive(Clone)]
+pub(crate) struct Push {
+    trust: Arc<Trust>,
+    watchers: Arc<Watchers>,
+    lifecycle: Lifecycle,
+}
+
+/// The balancers that listen just now, and what each has acknowledged.
+#[derive(Debug, Default)]
+pub(crate) struct Watchers {
+    acknowledged: Mutex<BTreeMap<String, (u64, u64)>>, // instance: (stream, version)
+    streams: std::sync::atomic::AtomicU64,
+}
+
+/// A balancer's place among the watchers, until it is dropped.
+struct Place {
+    watchers: Arc<Watchers>,
+    instance: String,
+    stream: u64,
+}
+
+impl Watchers {
+    fn enter(self: &Arc<Self>, instance: &str) -> Result<Place, Status> {
+        let stream = self.streams.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let mut acknowledged = self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        if acknowledged.len() >= MAX_STREAMS {
+            return Err(Status::resource_exhausted(format!("there are {MAX_STREAMS} balancers already")));
+        }
+        acknowledged.insert(instance.to_owned(), (stream, 0));
+        Ok(Place { watchers: Arc::clone(self), instance: instance.to_owned(), stream })
+    }
+
+    /// Instance and version of every listening balancer.
+    pub(crate) fn each(&self) -> Vec<(String, u64)> {
+        let acknowledged = self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        acknowledged.iter().map(|(instance, (_, version))| (instance.clone(), *version)).collect()
+    }
+
+    /// The series `push_acknowledged_version`: it ends with its balancer, so it is not the recorder's.
+    pub(crate) fn render(&self, out: &mut String) {
+        out.push_str("# TYPE servery_cert_sidecar_push_acknowledged_version gauge\n");
+        for (instance, version) in self.each() {
+            // writing to a String cannot fail; an instance's name needs no escape
+            let _ =
+                writeln!(out, "servery_cert_sidecar_push_acknowledged_version{{instance=\"{instance}\"}} {version}");
+        }
+    }
+}
+
+impl Place {
+    fn acknowledge(&self, version: u64) {
+        let mut acknowledged = self.watchers.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = acknowledged.get_mut(&self.instance).filter(|entry| entry.0 == self.stream) {
+            entry.1 = version;
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut acknowledged = self.watchers.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        // a newer stream of the same balancer keeps its place
+        if acknowledged.get(&self.instance).is_some_and(|entry| entry.0 == self.stream) {
+            acknowledged.remove(&self.instance);
+        }
+    }
+}
+
+impl Push {
+    pub(crate) fn new(trust: Arc<Trust>, watchers: Arc<Watchers>, lifecycle: Lifecycle) -> Self {
+        Self { trust, watchers, lifecycle }
+    }
+
+    /// The balancer behind the request, or a refusal that is logged and counted.
+    fn balancer<T>(&self, request: &Request<T>) -> Result<PeerId, Status> {
+        let PeerInfo { address, peer } = peer_of(request)?;
+        let refuse = |result: &'static str, status: Status| {
+            metrics::counter!("servery_cert_sidecar_watch_refusals_total", "result" => result).increment(1);
+            let instance = peer.as_ref().map(|peer| peer.instance.as_str());
+            tracing::warn!(peer = %address, instance, reason = status.message(), "refused certificates");
+            status
+        };
+        let Some(peer) = peer.clone() else {
+            return Err(refuse("no_certificate", Status::unauthenticated("certificates need an identity")));
+        };
+        if peer.role != Role::Balancer {
+            let text = format!("certificates are for balancers, not for the role {}", peer.role);
+            return Err(refuse("wrong_role", Status::permission_denied(text)));
+        }
+        if self.trust.is_denied(&peer.instance) {
+            return Err(refuse("denied", Status::permission_denied("this instance is denied")));
+        }
+        if peer.not_after <= SystemTime::now() {
+            return Err(refuse("expired", Status::unauthenticated("this identity has expired")));
+        }
+        Ok(peer)
+    }
+}
+
+#[tonic::async_trait]
+impl Certificates for Push {
+    type WatchStream = ReceiverStream<Result<Manifest, Status>>;
+
+    async fn watch(&self, request: Request<Streaming<Acknowledgement>>) -> Result<Response<Self::WatchStream>, Status> {
+        let peer = self.balancer(&request)?;
+        let place = self.watchers.enter(&peer.instance)?;
+        let (manifests, stream) = mpsc::channel(1);
+        // The task ends with the balancer's half, its certificate, a denial, or this process.
+        tokio::spawn(feed(
+            Arc::clone(&self.trust),
+            place,
+            peer,
+            request.into_inner(),
+            manifests,
+            self.lifecycle.clone(),
+        ));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn fetch(&self, request: Request<FetchRequest>) -> Result<Response<Certificate>, Status> {
+        self.balancer(&request)?;
+        let body = self.trust.body(&request.get_ref().sha256);
+        body.map(Response::new).ok_or_else(|| Status::not_found("the newest manifest has no such certificate"))
+    }
+}
+
+/// Sends every manifest, takes every acknowledgement.
+async fn feed(
+    trust: Arc<Trust>,
+    place: Place,
+    peer: PeerId,
+    mut acknowledgements: Streaming<Acknowledgement>,
+    manifests: mpsc::Sender<Result<Manifest, Status>>,
+    lifecycle: Lifecycle,
+) {
+    tracing::info!(instance = peer.instance, "a balancer listens for certificates");
+    let mut newest = trust.manifests();
+    newest.mark_changed();
+    let life = peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+    let end = tokio::time::sleep(life);
+    tokio::pin!(end);
+    let reason = loop {
+        tokio::select! {
+            changed = newest.changed() => {
+                if changed.is_err() {
+                    break Status::unavailable("the cert-sidecar is stopping");
+                }
+                if trust.is_denied(&peer.instance) {
+                    break Status::permission_denied("this instance is denied");
+                }
+                let manifest = newest.borrow_and_update().clone();
+                // full: the balancer has not taken the last one yet; it must not hold up its acknowledgements for long
+                if manifests.send(Ok(manifest)).await.is_err() {
+                    return; // it has gone
+                }
+            }
+            message = acknowledgements.message() => match message {
+                Ok(Some(acknowledgement)) => {
+                    place.acknowledge(acknowledgement.version);
+                    for result in acknowledgement.results.iter().filter(|result| !result.accepted) {
+                        metrics::counter!("servery_cert_sidecar_push_refusals_total").increment(1);
+                        tracing::error!(
+                            instance = peer.instance, certificate = result.name, reason = result.reason,
+                            "a balancer refused a certificate and keeps its last good one"
+                        );
+                    }
+                    tracing::debug!(instance = peer.instance, version = acknowledgement.version, "acknowledged");
+                }
+                Ok(None) | Err(_) => {
+                    tracing::info!(instance = peer.instance, "a balancer listens no more");
+                    return;
+                }
+            },
+            () = &mut end => break Status::unauthenticated("this identity has expired"),
+            () = lifecycle.reached(Phase::Draining) => break Status::unavailable("the cert-sidecar is stopping"),
+        }
+    };
+    tracing::info!(instance = peer.instance, reason = reason.message(), "ended a balancer's stream");
+    // best effort: the stream ends with or without the word
+    let _ = manifests.try_send(Err(reason));
+}
