@@ -36,7 +36,7 @@ fn refuse(error: &EnrolError, role: &str, peer: &PeerInfo) -> Status {
             (refusal.label(), Status::permission_denied(error.to_string()))
         }
         EnrolError::Refused(refusal) => (refusal.label(), Status::unauthenticated(error.to_string())),
-        EnrolError::Issue(_) => ("bad_request", Status::invalid_argument(error.to_string())),
+        EnrolError::Issue(_) | EnrolError::Right(_) => ("bad_request", Status::invalid_argument(error.to_string())),
         EnrolError::Full => ("full", Status::resource_exhausted(error.to_string())),
         EnrolError::Store(_) => ("store", Status::unavailable("the cert-sidecar cannot write its store; see its log")),
     };

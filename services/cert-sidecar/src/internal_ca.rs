@@ -1,12 +1,9 @@
 //! The internal CA: a root that lives ten years and an intermediate that signs everything. Time comes in as an
 //! argument; keys and certificates go out. Decides nothing about who may have one.
 
-use crate::{
-    config::Right,
-    store::{Store, StoreError},
-};
+use crate::store::{Store, StoreError};
 use aws_lc_rs::digest::{SHA256, digest};
-use chassis::identity::{Role, names};
+use chassis::identity::PeerId;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
@@ -137,17 +134,13 @@ impl InternalCa {
         spki_hash(self.root_issuer.key())
     }
 
-    /// An identity for the key of `csr`, under names that we choose.
-    pub(crate) fn identity(
-        &self,
-        csr: &[u8],
-        name: &IdentityName<'_>,
-        lifetime: Duration,
-        now: SystemTime,
-    ) -> Result<IssuedChain, IssueError> {
+    /// An identity for the key of `csr`: `name`, its rights and its end are ours to choose, what the request asks for is not read.
+    pub(crate) fn identity(&self, csr: &[u8], name: &PeerId, now: SystemTime) -> Result<IssuedChain, IssueError> {
         let csr = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr.to_vec()))
             .map_err(IssueError::Request)?;
-        self.leaf(&csr.public_key, name.instance, name.sans()?, now, lifetime)
+        let uris = name.uris().into_iter().map(|uri| Ok(SanType::URI(uri.as_str().try_into()?)));
+        let sans = uris.collect::<Result<_, rcgen::Error>>()?;
+        self.leaf(&csr.public_key, &name.instance, sans, now, name.not_after)
     }
 
     /// A public certificate with a key of its own, PKCS #8.
@@ -162,7 +155,7 @@ impl InternalCa {
             Err(_) => Ok(SanType::DnsName(host.as_str().try_into()?)),
         });
         let sans = sans.collect::<Result<_, rcgen::Error>>()?;
-        let issued = self.leaf(&key, hosts.first().map_or("", String::as_str), sans, now, HOST_LIFETIME)?;
+        let issued = self.leaf(&key, hosts.first().map_or("", String::as_str), sans, now, now + HOST_LIFETIME)?;
         Ok((issued, PrivatePkcs8KeyDer::from(key.serialize_der())))
     }
 
@@ -172,9 +165,9 @@ impl InternalCa {
         common_name: &str,
         sans: Vec<SanType>,
         now: SystemTime,
-        lifetime: Duration,
+        not_after: SystemTime,
     ) -> Result<IssuedChain, IssueError> {
-        let not_after = (now + lifetime).min(self.intermediate_not_after);
+        let not_after = not_after.min(self.intermediate_not_after);
         let mut params = CertificateParams::default();
         params.not_before = (now - SKEW).into();
         params.not_after = not_after.into();
@@ -187,26 +180,6 @@ impl InternalCa {
         params.use_authority_key_identifier_extension = true;
         let leaf = params.signed_by(key, &self.issuer)?;
         Ok(IssuedChain { chain: vec![leaf.der().clone(), self.intermediate.clone()], not_after })
-    }
-}
-
-/// The names that an identity carries.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct IdentityName<'a> {
-    pub(crate) cluster: &'a str,
-    pub(crate) role: Role,
-    pub(crate) instance: &'a str,
-    /// The app it may serve and under which prefixes; app-servers only.
-    pub(crate) right: Option<&'a Right>,
-}
-
-impl IdentityName<'_> {
-    fn sans(&self) -> Result<Vec<SanType>, rcgen::Error> {
-        let mut uris = vec![names::spiffe_id(self.cluster, self.role, self.instance)];
-        if let Some(Right::AppServer { app, prefixes }) = self.right {
-            uris.push(names::app_right(self.cluster, app, prefixes));
-        }
-        uris.into_iter().map(|uri| Ok(SanType::URI(uri.as_str().try_into()?))).collect()
     }
 }
 
@@ -274,4 +247,115 @@ fn load_issuer(
     let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(not_after);
     let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|error| error.to_string())?;
     Ok((der, not_after, issuer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chassis::identity::{AppRight, Role};
+    use std::fs;
+
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(2_000_000_000)).unwrap();
+
+    fn csr(key: &KeyPair) -> Vec<u8> {
+        CertificateParams::default().serialize_request(key).unwrap().der().to_vec()
+    }
+
+    fn name() -> PeerId {
+        let right = AppRight::new("shop", &["/a b".to_owned()]).unwrap();
+        PeerId {
+            cluster: "servery".to_owned(),
+            role: Role::AppServer,
+            instance: "n-1".to_owned(),
+            apps: vec![right],
+            not_after: NOW + DAY,
+        }
+    }
+
+    #[test]
+    fn an_identity_carries_exactly_the_name_it_was_given() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let ca = InternalCa::open(&store, "servery", NOW).unwrap();
+        let issued = ca.identity(&csr(&KeyPair::generate().unwrap()), &name(), NOW).unwrap();
+        assert_eq!(PeerId::from_certificate(&issued.chain[0]).unwrap(), name());
+        assert_eq!(issued.chain.len(), 2);
+    }
+
+    #[test]
+    fn the_root_is_made_once_and_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let first = InternalCa::open(&store, "servery", NOW).unwrap();
+        let again = InternalCa::open(&store, "servery", NOW).unwrap();
+        assert_eq!(first.root(), again.root());
+        assert_eq!(first.root_hash(), again.root_hash());
+        assert_eq!(first.intermediate, again.intermediate);
+    }
+
+    #[test]
+    fn a_first_start_that_was_cut_off_starts_over() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("ca.half")).unwrap();
+        fs::write(directory.path().join("ca.half/root.key"), "half").unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        InternalCa::open(&store, "servery", NOW).unwrap();
+    }
+
+    #[test]
+    fn a_damaged_store_is_refused_with_what_to_do() {
+        let damage: [(&str, fn(&std::path::Path)); 5] = [
+            ("root.key", |file| fs::remove_file(file).unwrap()),
+            ("root.pem", |file| fs::write(file, "").unwrap()),
+            ("root.key", |file| fs::write(file, KeyPair::generate().unwrap().serialize_pem()).unwrap()),
+            ("intermediate.pem", |file| {
+                let text = fs::read_to_string(file).unwrap();
+                fs::write(file, &text[..text.len() / 2]).unwrap();
+            }),
+            ("intermediate.pem", |file| fs::write(file, [0xff; 10]).unwrap()),
+        ];
+        for (name, break_it) in damage {
+            let directory = tempfile::tempdir().unwrap();
+            let store = Store::open(directory.path()).unwrap();
+            InternalCa::open(&store, "servery", NOW).unwrap();
+            break_it(&directory.path().join("ca").join(name));
+            let Err(error) = InternalCa::open(&store, "servery", NOW) else { panic!("{name} was accepted") };
+            let text = error.to_string();
+            assert!(text.contains("damaged") && text.contains("backup"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_store_in_use_whose_root_is_gone_gets_no_new_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        store.write("records.json", "{}").unwrap();
+        assert!(matches!(InternalCa::open(&store, "servery", NOW), Err(StoreError::Damaged { .. })));
+        assert!(!store.contains("ca"));
+    }
+
+    #[test]
+    fn the_intermediate_is_renewed_under_the_same_root_before_its_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let before = InternalCa::open(&store, "servery", NOW).unwrap();
+        let after = InternalCa::open(&store, "servery", NOW + 300 * DAY).unwrap();
+        assert_eq!(before.root(), after.root());
+        assert_ne!(before.intermediate, after.intermediate);
+        let expired = InternalCa::open(&store, "servery", NOW + 11 * 365 * DAY);
+        assert!(expired.is_err(), "an expired root is not used");
+    }
+
+    #[test]
+    fn a_request_that_is_not_signed_by_its_own_key_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let ca = InternalCa::open(&store, "servery", NOW).unwrap();
+        let mut csr = csr(&KeyPair::generate().unwrap());
+        ca.identity(&csr, &name(), NOW).unwrap();
+        let last = csr.len() - 1;
+        csr[last] ^= 1;
+        assert!(matches!(ca.identity(&csr, &name(), NOW), Err(IssueError::Request(_))));
+        assert!(ca.identity(b"garbage", &name(), NOW).is_err());
+    }
 }

@@ -3,14 +3,14 @@
 
 use crate::{
     catalogue::{Catalogue, CatalogueError},
-    config::{Config, Right, TokenConfig},
-    internal_ca::{IdentityName, InternalCa, IssueError, IssuedChain},
+    config::{Config, Right, RightError, TokenConfig},
+    internal_ca::{InternalCa, IssueError, IssuedChain},
     records::{MAX_MEMBERS, MAX_TOKENS, Records, Refusal},
     store::{Store, StoreError, write_private},
 };
 use chassis::{
     config::Shared,
-    identity::{PeerId, Role},
+    identity::{AppRight, PeerId, Role},
 };
 use proto::certificates::{Certificate, Manifest};
 use std::{
@@ -43,6 +43,8 @@ pub(crate) enum EnrolError {
     Refused(#[from] Refusal),
     #[error(transparent)]
     Issue(#[from] IssueError),
+    #[error(transparent)]
+    Right(#[from] RightError),
     #[error("there are {MAX_MEMBERS} instances already")]
     Full,
     #[error(transparent)]
@@ -172,9 +174,8 @@ impl Trust {
         csr: &[u8],
         now: SystemTime,
     ) -> Result<Issued, EnrolError> {
-        let name =
-            IdentityName { cluster: &self.cluster, role: right.role(), instance: &instance, right: Some(&right) };
-        let issued = state.ca.identity(csr, &name, self.config.identity_lifetime, now)?;
+        let apps = right.apps()?;
+        let issued = state.ca.identity(csr, &self.name(right.role(), &instance, apps, now), now)?;
         let mut records = state.records.clone();
         records.remember(&instance, right, issued.not_after);
         // on disk before it is given away: who has an identity can always be denied
@@ -183,12 +184,16 @@ impl Trust {
         Ok(Issued { instance, issued, root: state.ca.root().to_vec() })
     }
 
+    fn name(&self, role: Role, instance: &str, apps: Vec<AppRight>, now: SystemTime) -> PeerId {
+        let not_after = now + self.config.identity_lifetime;
+        PeerId { cluster: self.cluster.clone(), role, instance: instance.to_owned(), apps, not_after }
+    }
+
     /// The sidecar's own identity: what every other process expects to find here.
     pub(crate) fn own_identity(&self, csr: &[u8], now: SystemTime) -> Result<Issued, IssueError> {
         let state = self.state();
         let instance = format!("cert-sidecar-{}", hex::encode(&state.ca.root_hash()[..3]));
-        let name = IdentityName { cluster: &self.cluster, role: Role::CertSidecar, instance: &instance, right: None };
-        let issued = state.ca.identity(csr, &name, self.config.identity_lifetime, now)?;
+        let issued = state.ca.identity(csr, &self.name(Role::CertSidecar, &instance, Vec::new(), now), now)?;
         Ok(Issued { instance, issued, root: state.ca.root().to_vec() })
     }
 
