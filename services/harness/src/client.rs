@@ -14,16 +14,19 @@ use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, Uri, Version};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt as _, Empty, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::tls;
 
@@ -44,6 +47,13 @@ pub fn empty() -> Body {
 /// A body that is all there.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed()
+}
+
+/// A body that is fed piece by piece and ends when the feed is dropped; one piece may wait.
+pub fn fed() -> (mpsc::Sender<Bytes>, Body) {
+    let (feed, pieces) = mpsc::channel(1);
+    let frames = ReceiverStream::new(pieces).map(|piece| Ok(Frame::data(piece)));
+    (feed, StreamBody::new(frames).boxed())
 }
 
 /// Which HTTP a client speaks.

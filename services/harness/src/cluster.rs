@@ -192,12 +192,18 @@ impl Cluster {
 
     /// Starts one more node; does not wait for it.
     pub fn start_node(&mut self) -> usize {
+        let index = self.prepare_node();
+        self.nodes[index].start();
+        index
+    }
+
+    /// Configures one more node and does not start it.
+    pub fn prepare_node(&mut self) -> usize {
         let index = self.nodes.len();
         let host = FIRST_NODE_HOST + u8::try_from(index).expect("few nodes");
         let name = format!("node-{index}");
-        let mut member = Member::new(Role::AppServer, &name, &self.plan.binary, self.directory(), &self.site, host);
+        let member = Member::new(Role::AppServer, &name, &self.plan.binary, self.directory(), &self.site, host);
         member.configure(&self.config_of(&member));
-        member.start();
         self.nodes.push(member);
         index
     }

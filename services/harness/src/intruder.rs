@@ -147,6 +147,13 @@ pub async fn enrol(sidecar: SocketAddr, token: &str, name: &str) -> Result<(Issu
     Ok((issued, credential))
 }
 
+/// A PKCS #10 request with a new key, as renewing takes one.
+pub fn signing_request() -> Vec<u8> {
+    let key = KeyPair::generate().expect("generate a key");
+    let request = CertificateParams::default().serialize_request(&key).expect("sign a request");
+    request.der().to_vec()
+}
+
 /// A node that says what it is told to say.
 #[derive(Debug)]
 pub struct FakeNode {
@@ -161,21 +168,24 @@ impl FakeNode {
     /// # Errors
     /// The balancer's refusal.
     pub async fn register(channel: Channel, hello: Hello) -> Result<Self, Status> {
-        let mut node = Self::open(channel).await?;
-        node.say(Message::Hello(hello)).await;
+        let mut node = Self::open(channel, Some(Message::Hello(hello))).await?;
         match node.hear().await? {
             Some(_) => Ok(node),
             None => Err(Status::aborted("the balancer ended the stream without a word")),
         }
     }
 
-    /// Opens a stream and says nothing yet.
+    /// Opens a stream with this first message, or none yet. The balancer may answer only after it has heard one.
     ///
     /// # Errors
     /// The balancer's refusal.
-    pub async fn open(channel: Channel) -> Result<Self, Status> {
+    pub async fn open(channel: Channel, first: Option<Message>) -> Result<Self, Status> {
         let (outbox, messages) = mpsc::channel(8);
         let mut client = RegistryClient::new(channel);
+        if let Some(first) = first {
+            let first = FromNode { message: Some(first) };
+            outbox.try_send(first).expect("the channel is new and empty");
+        }
         let call = client.register(ReceiverStream::new(messages));
         let inbox = tokio::time::timeout(LIMIT, call)
             .await

@@ -5,7 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -236,17 +236,13 @@ async fn a_second_up_on_the_same_ports_or_data_says_so_and_ends() {
     same_ports.arg("up").args(ports(&up.site)).arg("--data").arg(elsewhere.path());
     let mut same_data = Command::new(SERVERY);
     same_data.arg("up").args(ports(&other_site)).arg("--data").arg(&up.data);
+    let mut same_https_port = ports(&other_site);
+    same_https_port[3].clone_from(&taken);
     let mut same_https = Command::new(SERVERY);
-    same_https.arg("up").args(ports(&other_site)).arg("--data").arg(elsewhere.path());
-    // The later flag wins nowhere in clap: give the ports apart.
-    let mut same_https_ports = ports(&other_site);
-    same_https_ports[3].clone_from(&taken);
-    let mut same_https_only = Command::new(SERVERY);
-    same_https_only.arg("up").args(same_https_ports).arg("--data").arg(elsewhere.path());
-    drop(same_https);
+    same_https.arg("up").args(same_https_port).arg("--data").arg(elsewhere.path());
     for (what, command, told) in [
         ("the same ports", same_ports, up.site.port(0).to_string()),
-        ("the same HTTPS port", same_https_only, taken.clone()),
+        ("the same HTTPS port", same_https, taken.clone()),
         ("the same data", same_data, up.data.display().to_string()),
     ] {
         let second = Process::spawn(format!("up with {what}"), bare(command)).unwrap();
@@ -319,12 +315,11 @@ async fn http_only_serves_without_tls() {
     let _turn = ONE_AT_A_TIME.lock().await;
     let data = tempfile::tempdir().unwrap();
     let site = Site::claim();
+    let (port, admin) = (site.port(0).to_string(), site.port(2).to_string());
     let mut command = Command::new(SERVERY);
-    let port = site.port(0).to_string();
-    let admin = site.port(2).to_string();
     command.args(["up", "--http-only", "--http", &port, "--admin", &admin, "--nodes", "1", "--workers", "1"]);
-    let process =
-        Process::spawn("up", bare(command.arg("--data").arg(data.path()).current_dir(data.path()).by_ref())).unwrap();
+    command.arg("--data").arg(data.path()).current_dir(data.path());
+    let process = Process::spawn("up", bare(command)).unwrap();
     let client = Client::plain(([127, 0, 0, 1], site.port(0)).into(), Protocol::Http1);
     let who = eventually("an answer over plain HTTP", SOON, async || {
         assert!(process.exit_status().is_none(), "`up` ended: {:?}", process.exit_status());
