@@ -193,12 +193,12 @@ impl Settings {
 }
 
 /// The command line of one child: `flags`, what the user's own flags say to its role, what every child needs.
-fn member(
+fn member<'a>(
     role: Role,
     name: &str,
     admin: SocketAddr,
-    mut flags: Vec<(&str, String)>,
-    options: &Options,
+    mut flags: Vec<(&'a str, String)>,
+    options: &'a Options,
     home: &Path,
 ) -> Member {
     for (key, text) in &options.flags {
