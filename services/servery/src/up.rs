@@ -14,7 +14,7 @@ mod ports;
 mod table;
 
 use home::Home;
-use plan::{Options, Plan, PlanError};
+use plan::{Options, Settings};
 
 /// The subcommand and its flags.
 pub(crate) fn command() -> Command {
@@ -69,33 +69,28 @@ pub(crate) fn run(given: &ArgMatches) -> ExitCode {
         return ExitCode::from(USAGE);
     }
     let options = Options::of(given);
-    let home = match Home::open(options.data.as_deref()) {
-        Ok(home) => home,
-        Err(error) => {
-            say(&error.to_string());
-            return ExitCode::FAILURE;
-        }
-    };
-    let plan = match Plan::make(&options, home.path()) {
-        Ok(plan) => plan,
-        Err(PlanError::Configuration(problems)) => {
+    let settings = match Settings::read(&options) {
+        Ok(settings) => settings,
+        Err(problems) => {
             eprintln!("{problems}");
             return ExitCode::from(USAGE);
         }
-        Err(error @ (PlanError::InUse { .. } | PlanError::NoPort(_))) => {
-            say(&error.to_string());
-            return ExitCode::FAILURE;
-        }
     };
-    // One thread, this one: children die with the thread that spawned them.
-    let ended = cli::runtime().map_err(Into::into);
-    match ended.and_then(|runtime| runtime.block_on(cluster::run(&plan, home.path()))) {
+    match live(&options, &settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(&error.to_string());
+            say(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
+}
+
+fn live(options: &Options, settings: &Settings) -> anyhow::Result<()> {
+    let home = Home::open(options.data.as_deref())?;
+    let plan = settings.plan(options, home.path())?;
+    // One thread, this one: children die with the thread that spawned them.
+    cli::runtime()?.block_on(cluster::run(&plan, home.path()))?;
+    Ok(())
 }
 
 /// A line for the person at the terminal. One that is gone does not take the cluster down.

@@ -93,33 +93,15 @@ pub(super) struct Plan {
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PlanError {
-    #[error("{0}")]
-    Configuration(Problems),
     #[error("{source}; choose another port with --{flag}")]
     InUse { flag: &'static str, source: io::Error },
     #[error("no free port on this machine: {0}")]
     NoPort(io::Error),
 }
 
-impl Plan {
-    /// Plans a cluster with its state under `home`.
-    ///
-    /// Configuration counts as for a role, with two exceptions: public listeners that nobody configured are on this
-    /// machine only, and what connects the processes (addresses, tokens, directories) is `up`'s own.
-    pub(super) fn make(options: &Options, home: &Path) -> Result<Self, PlanError> {
-        let settings = Settings::read(options).map_err(PlanError::Configuration)?;
-        ports::check_free("http", settings.http)?;
-        ports::check_free("https", settings.https)?;
-        let (enrolment, enrolment_kept) = ports::internal(7401)?;
-        let (registry, registry_kept) = ports::internal(7400)?;
-        let admins = ports::admins(options.admin, options.nodes + 2)?;
-        let addresses = Addresses { enrolment, registry, admins };
-        Ok(Self { _reserved: vec![enrolment_kept, registry_kept], ..settings.lay_out(options, home, &addresses) })
-    }
-}
-
 /// What the configuration says of the whole cluster.
-struct Settings {
+#[derive(Debug)]
+pub(super) struct Settings {
     http: ListenAddr,
     https: ListenAddr,
     app: String,
@@ -136,7 +118,9 @@ struct Addresses {
 }
 
 impl Settings {
-    fn read(options: &Options) -> Result<Self, Problems> {
+    /// Configuration counts as for a role, with two exceptions: public listeners that nobody configured are on this
+    /// machine only, and what connects the processes (addresses, tokens, directories) is `up`'s own.
+    pub(super) fn read(options: &Options) -> Result<Self, Problems> {
         let layers = Layers::load(options.config.as_deref(), variables(), options.flags.clone())?;
         let mut reader = Reader::new(&layers);
         let sections = Sections::read(&mut reader);
@@ -156,6 +140,17 @@ impl Settings {
             balancer_drain: sections.balancer.drain,
             node_drain: sections.app_server.graceful_timeout,
         })
+    }
+
+    /// Plans a cluster with its state under `home`.
+    pub(super) fn plan(&self, options: &Options, home: &Path) -> Result<Plan, PlanError> {
+        ports::check_free("http", self.http)?;
+        ports::check_free("https", self.https)?;
+        let (enrolment, enrolment_kept) = ports::internal(7401)?;
+        let (registry, registry_kept) = ports::internal(7400)?;
+        let admins = ports::admins(options.admin, options.nodes + 2)?;
+        let addresses = Addresses { enrolment, registry, admins };
+        Ok(Plan { _reserved: vec![enrolment_kept, registry_kept], ..self.lay_out(options, home, &addresses) })
     }
 
     fn lay_out(&self, options: &Options, home: &Path, addresses: &Addresses) -> Plan {
