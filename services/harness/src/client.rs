@@ -20,7 +20,8 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, HandshakeKind, ProtocolVersion, RootCertStore};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -98,6 +99,20 @@ impl Answer {
     }
 }
 
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsVersion {
+    V12,
+    V13,
+}
+
+/// How a TLS connection began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handshake {
+    pub version: TlsVersion,
+    pub resumed: bool,
+}
+
 /// A client of one listener.
 #[derive(Debug)]
 pub struct Client {
@@ -173,17 +188,58 @@ impl Client {
 
     /// Speaks HTTPS with `address`, asks for `localhost`, trusts only the certificates in the PEM file `root`.
     pub fn trusting(root: &Path, address: SocketAddr, protocol: Protocol) -> anyhow::Result<Self> {
+        Self::with_tls_versions(root, address, protocol, rustls::DEFAULT_VERSIONS)
+    }
+
+    /// As [`Client::trusting`] over HTTP/1.1, with this version of TLS only.
+    pub fn with_tls_version(root: &Path, address: SocketAddr, version: TlsVersion) -> anyhow::Result<Self> {
+        let only = match version {
+            TlsVersion::V12 => &rustls::version::TLS12,
+            TlsVersion::V13 => &rustls::version::TLS13,
+        };
+        Self::with_tls_versions(root, address, Protocol::Http1, &[only])
+    }
+
+    fn with_tls_versions(
+        root: &Path,
+        address: SocketAddr,
+        protocol: Protocol,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> anyhow::Result<Self> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_file_iter(root).with_context(|| format!("read {}", root.display()))? {
             roots.add(certificate?)?;
         }
         ensure!(!roots.is_empty(), "no certificate in {}", root.display());
         let mut config = ClientConfig::builder_with_provider(tls::provider())
-            .with_safe_default_protocol_versions()?
+            .with_protocol_versions(versions)?
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = vec![protocol.alpn()];
         Ok(Self::new(address, &format!("localhost:{}", address.port()), protocol, Some(Arc::new(config))))
+    }
+
+    /// One TLS connection of its own, with one HTTP/1.1 request so that tickets arrive: its version, and whether it resumed
+    /// a session that an earlier call began.
+    pub async fn handshake(&self) -> anyhow::Result<Handshake> {
+        ensure!(self.protocol == Protocol::Http1, "only HTTP/1.1 is simple enough to be sent by hand");
+        tokio::time::timeout(self.limit, async {
+            let mut stream = self.tls_over(TcpStream::connect(self.address).await?).await?;
+            let request = format!("GET /hello HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.authority);
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await?;
+            ensure!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+            let session = stream.get_ref().1;
+            let version = match session.protocol_version() {
+                Some(ProtocolVersion::TLSv1_2) => TlsVersion::V12,
+                Some(ProtocolVersion::TLSv1_3) => TlsVersion::V13,
+                other => bail!("the server agreed to {other:?}"),
+            };
+            Ok(Handshake { version, resumed: session.handshake_kind() == Some(HandshakeKind::Resumed) })
+        })
+        .await
+        .unwrap_or_else(|_| bail!("no answer within {:?}", self.limit))
     }
 
     fn new(address: SocketAddr, authority: &str, protocol: Protocol, tls: Option<Arc<ClientConfig>>) -> Self {

@@ -76,11 +76,11 @@ impl Authority {
         Self { above: vec![certificate.der().clone()], issuer: Issuer::new(params, key) }
     }
 
-    /// The cluster's own, with its key: for certificates that only lack validity. Both files are PEM.
-    pub fn stolen(certificate: &Path, key: &Path) -> anyhow::Result<Self> {
-        let certificate = CertificateDer::from_pem_file(certificate).context("read the authority's certificate")?;
-        let key = std::fs::read_to_string(key).context("read the authority's key")?;
-        let issuer = Issuer::from_ca_cert_der(&certificate, KeyPair::from_pem(&key)?)?;
+    /// The cluster's own, with its key: for certificates that only lack validity. The file has both as PEM.
+    pub fn stolen(file: &Path) -> anyhow::Result<Self> {
+        let certificate = CertificateDer::from_pem_file(file).context("read the authority's certificate")?;
+        let key = PrivateKeyDer::from_pem_file(file).context("read the authority's key")?;
+        let issuer = Issuer::from_ca_cert_der(&certificate, KeyPair::try_from(&key)?)?;
         Ok(Self { issuer, above: vec![certificate] })
     }
 

@@ -34,9 +34,11 @@ async fn serves_on(cluster: &Cluster) {
 async fn refusals(member: &Member, counter: &str) -> f64 {
     let metrics = member.metrics().await.unwrap();
     let all = metrics.matching(counter, &[]);
-    all.filter(|sample| !matches!(sample.labels.get("result").map(String::as_str), Some("ok" | "accepted")))
-        .map(|sample| sample.value)
-        .sum()
+    all.filter(|sample| {
+        !matches!(sample.labels.get("result").map(String::as_str), Some("ok" | "accepted" | "enrolled" | "renewed"))
+    })
+    .map(|sample| sample.value)
+    .sum()
 }
 
 /// Waits until `counter` has grown by at least one since it was `before`.
@@ -64,6 +66,7 @@ async fn certs(cluster: &Cluster, words: &[&str]) -> String {
 }
 
 const ENROLMENTS: &str = "servery_cert_sidecar_enrolments_total";
+const WATCHES: &str = "servery_cert_sidecar_watch_refusals_total";
 const REGISTRATIONS: &str = "servery_balancer_registrations_total";
 
 #[tokio::test]
@@ -213,8 +216,7 @@ async fn refused_at_the_door(balancer: &Member) -> f64 {
 
 /// The cluster's own signing key, as somebody who broke into the cert-sidecar has it.
 fn stolen_authority(cluster: &Cluster) -> Authority {
-    let store = cluster.sidecar.data();
-    Authority::stolen(&store.join("ca/intermediate.pem"), &store.join("ca/intermediate-key.pem")).unwrap()
+    Authority::stolen(&cluster.sidecar.data().join("ca/intermediate.pem")).unwrap()
 }
 
 #[tokio::test]
@@ -329,7 +331,7 @@ async fn a_denied_node_is_out_at_once_and_not_renewed() {
     let before = refusals(balancer, REGISTRATIONS).await;
     let channel = dial(balancer.control(), Some(&credential)).await.unwrap();
     let refusal =
-        FakeNode::register(channel, hello("demo", "/", 9_999)).await.err().expect("a denied instance registered");
+        FakeNode::register(channel, hello("demo", "/", 9_999)).await.expect_err("a denied instance registered");
     println!("registering: {refusal}");
     counted(balancer, REGISTRATIONS, before).await;
 
@@ -365,6 +367,7 @@ async fn only_a_balancer_is_given_certificates() {
     let sidecar = cluster.sidecar.sidecar();
     let node = Credential::stolen_from(&cluster.nodes[0].data()).unwrap();
     for (what, credential) in [("a node", Some(&node)), ("nobody", None)] {
+        let before = refusals(&cluster.sidecar, WATCHES).await;
         let channel = dial(sidecar, credential).await.unwrap();
         let mut client = CertificatesClient::new(channel);
         let fetched = client.fetch(FetchRequest { sha256: vec![0; 32] }).await;
@@ -381,6 +384,7 @@ async fn only_a_balancer_is_given_certificates() {
         };
         println!("{what} watches: {status}");
         assert!(matches!(status.code(), tonic::Code::PermissionDenied | tonic::Code::Unauthenticated), "{status}");
+        counted(&cluster.sidecar, WATCHES, before + 1.0).await;
     }
     // Renewal is for those who have a certificate.
     let channel = dial(sidecar, None).await.unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::Value;
-use servery_harness::client;
+use servery_harness::client::{self, Handshake, TlsVersion};
 use servery_harness::{Client, Cluster, Plan, Protocol, Raw, Role, eventually};
 
 const SERVERY: &str = env!("CARGO_BIN_EXE_servery");
@@ -137,6 +137,22 @@ async fn plain_http_is_sent_to_https() {
     let client = Client::plain(balancer.http(), Protocol::Http1);
     let answer = client.get("/").await.unwrap();
     assert_eq!(answer.header("location"), format!("https://localhost:{}/", balancer.https().port()));
+}
+
+#[tokio::test]
+async fn both_versions_of_tls_are_spoken_and_sessions_resumed_on_any_core() {
+    let cluster = Plan::new(SERVERY).with(Role::Balancer, "threads = 2").start().await;
+    let balancer = &cluster.balancers[0];
+    let root = balancer.data().join("identity/root.pem");
+    for version in [TlsVersion::V12, TlsVersion::V13] {
+        let client = Client::with_tls_version(&root, balancer.https(), version).unwrap();
+        let first = client.handshake().await.unwrap();
+        assert_eq!(first, Handshake { version, resumed: false });
+        for turn in 0..8 {
+            let next = client.handshake().await.unwrap();
+            assert!(next.resumed, "handshake {turn} after the first was a whole one again: {next:?}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -398,7 +414,7 @@ async fn metrics_count_what_happened() {
     .await;
     let metrics = cluster.sidecar.metrics().await.unwrap();
     for role in ["balancer", "app_server"] {
-        let enrolled = metrics.sum("servery_cert_sidecar_enrolments_total", &[("role", role)]);
+        let enrolled = metrics.sum("servery_cert_sidecar_enrolments_total", &[("role", role), ("result", "enrolled")]);
         assert!((enrolled - 1.0).abs() < 0.5, "{enrolled} enrolments of role {role}");
     }
 }
