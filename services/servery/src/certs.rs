@@ -2,12 +2,14 @@
 
 use crate::cli;
 use cert_sidecar::control;
-use chassis::config::Shared;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
 };
+
+/// In the data directory of a cert-sidecar that has run.
+const SOCKET: &str = "control.sock";
 
 /// The subcommand and its words.
 pub(crate) fn command() -> Command {
@@ -23,7 +25,7 @@ pub(crate) fn command() -> Command {
                 .value_name("DIR")
                 .global(true)
                 .value_parser(value_parser!(PathBuf))
-                .help("The cert-sidecar's data directory [/var/lib/servery; that of `servery up` is in its table]"),
+                .help("Data directory of the cert-sidecar, or of `servery up` [/var/lib/servery, else that of `up`]"),
         )
         .subcommand(Command::new("root").about("Prints the internal root, for browsers and clients to trust"))
         .subcommand(Command::new("list").about("Prints certificates, tokens, identities and what is denied, as JSON"))
@@ -75,13 +77,16 @@ pub(crate) fn run(given: &ArgMatches) -> ExitCode {
     }
 }
 
+/// What `--data` or the configuration says; where that is no cert-sidecar's, the one of `servery up` under it or, if
+/// nothing was said, in `up`'s own place.
 fn data_directory(given: &ArgMatches) -> Result<PathBuf, chassis::config::Problems> {
-    if let Some(data) = given.get_one::<PathBuf>("data") {
-        return Ok(data.clone());
-    }
     let file = given.get_one::<PathBuf>("config").map(PathBuf::as_path);
-    let Shared { data, .. } = crate::role::Sections::load(file, Vec::new())?.shared;
-    Ok(data)
+    let (data, fallback) = match given.get_one::<PathBuf>("data") {
+        Some(data) => (data.clone(), Some(data.clone())),
+        None => (crate::role::Sections::load(file, Vec::new())?.shared.data, crate::up::default_home()),
+    };
+    let of_up = fallback.map(|home| home.join("cert-sidecar")).filter(|_| !data.join(SOCKET).exists());
+    Ok(of_up.filter(|of_up| of_up.join(SOCKET).exists()).unwrap_or(data))
 }
 
 fn ask(word: &str, given: &ArgMatches, data: &Path) -> anyhow::Result<String> {

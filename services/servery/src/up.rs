@@ -14,6 +14,7 @@ mod ports;
 mod table;
 
 use home::Home;
+pub(crate) use home::default_home;
 use plan::{Options, Settings};
 
 /// The subcommand and its flags.

@@ -6,9 +6,14 @@ use super::{
     say, table,
 };
 use crate::ask;
+use cert_sidecar::{
+    Right,
+    control::{self, ControlError},
+};
 use std::{
-    fs,
+    fs::{self, DirBuilder, File},
     io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::Path,
     time::Duration,
 };
@@ -29,8 +34,8 @@ pub(super) enum ClusterError {
     Ended(String),
     #[error("{name} is not ready after {} s: {answer}", START_LIMIT.as_secs())]
     Late { name: String, answer: String },
-    #[error("no root certificate from the cert-sidecar: {0}")]
-    Root(String),
+    #[error(transparent)]
+    Authority(#[from] ControlError),
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -63,9 +68,11 @@ async fn start(plan: &Plan, home: &Path, keepers: &mut Vec<Keeper>) -> Result<()
 
     keepers.push(Keeper::spawn(plan.cert_sidecar.clone()));
     ready(&keepers[0]).await?;
-    let root = cert_sidecar::control::root(&home.join("cert-sidecar")).await;
-    let root = root.map_err(|error| ClusterError::Root(error.to_string()))?;
-    fs::write(home.join("root.pem"), root)?;
+    let sidecar = home.join("cert-sidecar");
+    fs::write(home.join("root.pem"), control::root(&sidecar).await?)?;
+    for (right, file) in &plan.tokens {
+        hand_out(right, file, &sidecar).await?;
+    }
     milestone("certificate authority ready");
 
     keepers.push(Keeper::spawn(plan.balancer.clone()));
@@ -74,6 +81,21 @@ async fn start(plan: &Plan, home: &Path, keepers: &mut Vec<Keeper>) -> Result<()
         ready(keeper).await?;
         milestone(&format!("{} ready", keeper.member.name));
     }
+    Ok(())
+}
+
+/// Puts the join token of `right` into `file`, 0600, for the children to read.
+async fn hand_out(right: &Right, file: &Path, sidecar: &Path) -> Result<(), ClusterError> {
+    let (app, prefixes) = match right {
+        Right::Balancer => (None, Vec::new()),
+        Right::AppServer { app, prefixes } => (Some(app.clone()), prefixes.clone()),
+    };
+    let token = control::token(sidecar, right.role(), app, prefixes, false).await?;
+    if let Some(directory) = file.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    }
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(file)?;
+    file.write_all(token.as_bytes())?;
     Ok(())
 }
 

@@ -36,7 +36,7 @@ impl Home {
     pub(super) fn open(given: Option<&Path>) -> Result<Self, HomeError> {
         let path = match given {
             Some(path) => path.to_owned(),
-            None => state_home().ok_or(HomeError::Nowhere)?.join("servery"),
+            None => default_home().ok_or(HomeError::Nowhere)?,
         };
         let unusable = |source| HomeError::Unusable { path: path.clone(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(unusable)?;
@@ -71,9 +71,11 @@ impl Home {
     }
 }
 
-fn state_home() -> Option<PathBuf> {
+/// Of this user, by the XDG Base Directory Specification: relative paths are ignored.
+pub(crate) fn default_home() -> Option<PathBuf> {
     let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))
+    let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")));
+    Some(state?.join("servery"))
 }
 
 #[cfg(test)]

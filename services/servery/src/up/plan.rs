@@ -6,6 +6,7 @@ use crate::{
     cli::Role,
     role::{Sections, variables},
 };
+use cert_sidecar::Right;
 use chassis::{
     config::{Layers, Problems, Reader},
     listen::{ListenAddr, Reservation},
@@ -87,6 +88,8 @@ pub(super) struct Plan {
     pub(super) nodes: Vec<Member>,
     pub(super) http: ListenAddr,
     pub(super) https: ListenAddr,
+    /// What the cert-sidecar is asked for before the others start, and the file in which they look for it.
+    pub(super) tokens: Vec<(Right, PathBuf)>,
     /// The ports between the processes, kept for them as long as the plan is in force.
     pub(super) _reserved: Vec<Reservation>,
 }
@@ -104,6 +107,8 @@ pub(super) enum PlanError {
 pub(super) struct Settings {
     http: ListenAddr,
     https: ListenAddr,
+    /// The nodes' right to their app.
+    right: Right,
     app: String,
     balancer_drain: Duration,
     node_drain: Duration,
@@ -133,10 +138,16 @@ impl Settings {
             reader.refuse("balancer.http", "without HTTP and without HTTPS there is nothing to serve");
         }
         reader.finish()?;
+        let app = sections.app_server.app;
+        let configured = sections.cert_sidecar.tokens.into_iter().map(|token| token.right);
+        let of_this_app = |right: &Right| matches!(right, Right::AppServer { app: named, .. } if *named == app);
+        let everywhere = || Right::AppServer { app: app.clone(), prefixes: vec!["/".to_owned()] };
+        let right = configured.into_iter().find(of_this_app).unwrap_or_else(everywhere);
         Ok(Self {
             http,
             https,
-            app: sections.app_server.app,
+            right,
+            app,
             balancer_drain: sections.balancer.drain,
             node_drain: sections.app_server.graceful_timeout,
         })
@@ -155,25 +166,27 @@ impl Settings {
 
     fn lay_out(&self, options: &Options, home: &Path, addresses: &Addresses) -> Plan {
         let Addresses { enrolment, registry, admins } = addresses;
-        let tokens = home.join("cert-sidecar/tokens");
-        let joins = |token: &str| {
-            vec![("token-file", tokens.join(token).display().to_string()), ("sidecar", enrolment.to_string())]
-        };
+        let token = |role: Role| home.join("tokens").join(role.id());
+        let joins =
+            |role: Role| vec![("token-file", token(role).display().to_string()), ("sidecar", enrolment.to_string())];
 
+        let data = home.join("cert-sidecar");
         let listen = vec![("listen", enrolment.to_string())];
-        let cert_sidecar = member(Role::CertSidecar, "cert-sidecar", admins[1], listen, options, home);
+        let cert_sidecar = member(Role::CertSidecar, "cert-sidecar", &data, admins[1], listen, options);
 
-        let mut flags = joins("balancer");
+        let mut flags = joins(Role::Balancer);
         let public = [("http", self.http.to_string()), ("https", self.https.to_string())];
         flags.extend(public.into_iter().chain([("control", registry.to_string())]));
-        let balancer = member(Role::Balancer, "balancer", admins[0], flags, options, home);
+        let balancer = member(Role::Balancer, "balancer", &home.join("balancer"), admins[0], flags, options);
 
         let nodes = (1_u16..).zip(&admins[2..]).map(|(number, admin)| {
             let name = format!("node-{number}");
-            let mut flags = joins(&format!("app_server-{}", self.app));
+            let mut flags = joins(Role::App);
             let workers = ("worker-bind", loopback(0).to_string());
             flags.extend([("name", name.clone()), ("join", registry.to_string()), workers]);
-            let node = member(Role::App, &name, *admin, flags, options, home);
+            // An identity names its app: nodes of another app need others.
+            let data = home.join(format!("{name}-{}", self.app));
+            let node = member(Role::App, &name, &data, *admin, flags, options);
             Member { grace: self.node_drain + MARGIN, ..node }
         });
         Plan {
@@ -182,6 +195,7 @@ impl Settings {
             nodes: nodes.collect(),
             http: self.http,
             https: self.https,
+            tokens: vec![(Right::Balancer, token(Role::Balancer)), (self.right.clone(), token(Role::App))],
             _reserved: Vec::new(),
         }
     }
@@ -191,10 +205,10 @@ impl Settings {
 fn member<'a>(
     role: Role,
     name: &str,
+    data: &Path,
     admin: SocketAddr,
     mut flags: Vec<(&'a str, String)>,
     options: &'a Options,
-    home: &Path,
 ) -> Member {
     for (key, text) in &options.flags {
         let own = key.strip_prefix(role.id()).and_then(|key| key.strip_prefix('.'));
@@ -203,7 +217,7 @@ fn member<'a>(
         }
     }
     flags.extend(options.config.iter().map(|path| ("config", path.display().to_string())));
-    flags.extend([("data", home.join(name).display().to_string()), ("admin", admin.to_string())]);
+    flags.extend([("data", data.display().to_string()), ("admin", admin.to_string())]);
     let flags = flags.into_iter().map(|(flag, text)| format!("--{flag}={text}"));
     let arguments = std::iter::once(role.command().to_owned()).chain(flags).collect();
     Member { name: name.to_owned(), arguments, admin, grace: MARGIN }
@@ -239,7 +253,7 @@ mod tests {
                 &[
                     "balancer",
                     "--data=/state/balancer",
-                    "--token-file=/state/cert-sidecar/tokens/balancer",
+                    "--token-file=/state/tokens/balancer",
                     "--sidecar=127.0.0.1:7401",
                     "--control=127.0.0.1:7400",
                     "--http=127.0.0.1:81",
@@ -251,8 +265,8 @@ mod tests {
                 &plan.nodes[2],
                 &[
                     "app",
-                    "--data=/state/node-3",
-                    "--token-file=/state/cert-sidecar/tokens/app_server-demo",
+                    "--data=/state/node-3-demo",
+                    "--token-file=/state/tokens/app_server",
                     "--name=node-3",
                     "--join=127.0.0.1:7400",
                     "--workers=2",
@@ -291,6 +305,22 @@ mod tests {
         let configured = plan(&["--config", path, "--http-only"]).unwrap();
         assert_eq!((configured.http, configured.https), (ListenAddr::All(82), ListenAddr::Off));
         assert_eq!(plan(&["--config", path, "--http", "83"]).unwrap().http, loopback(83));
+    }
+
+    #[test]
+    fn nodes_of_another_app_get_a_right_and_directories_of_their_own() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "[app_server]\napp = \"shop\"\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let plan_of = plan(&["--config", path]).unwrap();
+        let right = Right::AppServer { app: "shop".to_owned(), prefixes: vec!["/".to_owned()] };
+        assert_eq!(plan_of.tokens[1], (right, PathBuf::from("/state/tokens/app_server")));
+        assert!(plan_of.nodes[0].arguments.iter().any(|argument| argument == "--data=/state/node-1-shop"));
+
+        let token = "[[cert_sidecar.token]]\nrole = \"app_server\"\napp = \"shop\"\nprefixes = [\"/shop\"]\n";
+        std::fs::write(file.path(), format!("[app_server]\napp = \"shop\"\n{token}")).unwrap();
+        let right = Right::AppServer { app: "shop".to_owned(), prefixes: vec!["/shop".to_owned()] };
+        assert_eq!(plan(&["--config", path]).unwrap().tokens[1].0, right);
     }
 
     #[test]

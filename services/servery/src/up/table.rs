@@ -69,6 +69,7 @@ mod tests {
             nodes: vec![member("node-1", 9182), member("node-2", 9183)],
             http: ListenAddr::At(([127, 0, 0, 1], 8080).into()),
             https,
+            tokens: Vec::new(),
             _reserved: Vec::new(),
         };
         render(&plan, Path::new("/state"))
