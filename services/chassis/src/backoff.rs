@@ -31,6 +31,12 @@ impl Backoff {
         drawn.max(self.first / 2)
     }
 
+    /// As [`Self::next`], drawn by the thread's own generator. In a future that is sent between threads call this one: it
+    /// keeps the generator out of it.
+    pub fn pause(&mut self) -> Duration {
+        self.next(&mut rand::rng())
+    }
+
     /// The peer answered: the next failure waits as the first one did.
     pub fn reset(&mut self) {
         self.ceiling = self.first;
