@@ -1,1 +1,270 @@
-//! Skeleton.
+//! HTTP, the client's side. In: a stream that speaks HTTP/1.1 or HTTP/2. Out: for every request exactly one answer,
+//! and one record of it. What every request goes through, in this order: the checks on its head, the redirect to
+//! HTTPS, the route, the cleaning of its fields, the queue and the worker (`forward`).
+//!
+//! Limits: the head's bytes, fields and time, HTTP/2's streams and resets, the body's bytes and time. hyper answers
+//! what breaks the first ones by itself; we see that only as the connection's error, and count it.
+
+use crate::{
+    body::{Body, BodyLimits, RequestSource},
+    edge::Edge,
+    fields::{self, Hop},
+    forward::{Head, forward},
+    host::{self, Host},
+    patience::Patient,
+    record::Record,
+    redirect,
+    reject::Reject,
+    route::{Prefix, Route, Target},
+};
+use http::{Method, Request, Response, Uri, header, request::Parts, uri::PathAndQuery};
+use hyper::{
+    body::Incoming,
+    rt::Executor,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::{convert::Infallible, future::Future, pin::pin, rc::Rc, sync::Arc, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Header fields of a request. hyper's own limit for HTTP/1.1; HTTP/2 has none, so we count.
+const FIELDS: usize = 100;
+/// Bytes of an HTTP/1.1 head, and of what is buffered of a body that is not read yet.
+const BUFFER: usize = 64 * 1024;
+/// Bytes of an HTTP/2 head, counted as RFC 9113 section 6.5.2 does: 32 per field on top.
+const HEADER_LIST: u32 = 32 * 1024;
+/// Requests in flight on one HTTP/2 connection.
+const STREAMS: u32 = 128;
+/// Streams that were reset before we saw them (Rapid Reset, CVE-2023-44487), ...
+const RESETS_PENDING: usize = 20;
+/// ... and that we had to reset because of the client (MadeYouReset, CVE-2025-8671).
+const RESETS_OURS: usize = 256;
+/// How much a client may send on a stream, and on a connection, before a worker has taken it.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// How much of a response is buffered per HTTP/2 stream.
+const SEND_BUFFER: usize = 64 * 1024;
+/// An HTTP/2 client is asked this often whether it is there, and has as long to answer.
+const PING: Duration = Duration::from_secs(20);
+/// The preface that opens an HTTP/2 connection.
+const PREFACE: usize = 24;
+
+/// How one listener serves, on one core.
+#[derive(Debug)]
+pub struct Server {
+    pub(crate) edge: Rc<Edge>,
+    scheme: &'static str,
+    /// Redirects everything to this port over HTTPS.
+    redirect_to: Option<u16>,
+    http1: http1::Builder,
+    http2: http2::Builder<LocalExecutor>,
+}
+
+/// Puts HTTP/2's tasks on this core; they end with its runtime.
+#[derive(Clone, Copy, Debug)]
+struct LocalExecutor;
+
+impl<F: Future<Output = ()> + 'static> Executor<F> for LocalExecutor {
+    fn execute(&self, task: F) {
+        tokio::task::spawn_local(task);
+    }
+}
+
+/// The protocol the handshake agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Http1,
+    Http2,
+}
+
+impl Server {
+    /// `redirect_to`: the port of HTTPS, for the plain listener beside it.
+    pub fn new(edge: &Rc<Edge>, scheme: &'static str, redirect_to: Option<u16>) -> Self {
+        let mut http1 = http1::Builder::new();
+        http1.timer(TokioTimer::new()).header_read_timeout(edge.shared.config.header_timeout).max_buf_size(BUFFER);
+        let mut http2 = http2::Builder::new(LocalExecutor);
+        http2
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS)
+            .max_header_list_size(HEADER_LIST)
+            .max_pending_accept_reset_streams(RESETS_PENDING)
+            .max_local_error_reset_streams(RESETS_OURS)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(SEND_BUFFER)
+            .keep_alive_interval(PING)
+            .keep_alive_timeout(PING);
+        Self { edge: Rc::clone(edge), scheme, redirect_to, http1, http2 }
+    }
+
+    /// Serves one connection to its end. Once `draining`, requests in flight are answered and no more taken:
+    /// `Connection: close`, or GOAWAY.
+    pub async fn serve<S>(&self, stream: S, peer: std::net::SocketAddr, protocol: Protocol, draining: &CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let config = &self.edge.shared.config;
+        let stream = Patient::new(stream, config.body_timeout);
+        let hop = Rc::new(Hop::new(peer, self.scheme, &config.trusted_proxies));
+        let service = service_fn(|request| {
+            let (edge, hop, redirect_to) = (Rc::clone(&self.edge), Rc::clone(&hop), self.redirect_to);
+            async move { Ok::<_, Infallible>(handle(edge, &hop, redirect_to, request).await) }
+        });
+        let ended = match protocol {
+            Protocol::Http1 if draining.is_cancelled() => {
+                // it came in just before the listener closed: answer its one request
+                self.http1.clone().keep_alive(false).serve_connection(TokioIo::new(stream), service).await
+            }
+            Protocol::Http1 => {
+                let mut connection = pin!(self.http1.serve_connection(TokioIo::new(stream), service));
+                tokio::select! {
+                    biased;
+                    ended = connection.as_mut() => ended,
+                    () = draining.cancelled() => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                }
+            }
+            Protocol::Http2 => {
+                let stream = stream.with_opening(PREFACE, config.header_timeout);
+                let mut connection = pin!(self.http2.serve_connection(TokioIo::new(stream), service));
+                tokio::select! {
+                    biased;
+                    ended = connection.as_mut() => ended,
+                    () = draining.cancelled() => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                }
+            }
+        };
+        if let Err(error) = ended {
+            let metrics = &self.edge.metrics;
+            if error.is_parse_too_large() {
+                metrics.too_large.increment(1);
+            } else if error.is_parse() {
+                metrics.malformed.increment(1);
+            } else if error.is_timeout() {
+                metrics.header_timeout.increment(1);
+            }
+            tracing::debug!(%peer, %error, "a client's connection ended early");
+        }
+    }
+}
+
+/// One request. Dropped when the client leaves: then everything it holds is given back, and the record says so.
+async fn handle(edge: Rc<Edge>, hop: &Hop, redirect_to: Option<u16>, request: Request<Incoming>) -> Response<Body> {
+    let (head, incoming) = request.into_parts();
+    let config = &edge.shared.config;
+    let mut record = Box::new(Record {
+        start: Instant::now(),
+        id: fields::believed_id(&head.headers, hop.trusted).unwrap_or_else(|| edge.request_id()),
+        client: hop.client(&head.headers, &config.trusted_proxies),
+        method: head.method.clone(),
+        uri: head.uri.clone(),
+        version: head.version,
+        host: None,
+        trace_id: fields::trace_id(&head.headers),
+        body: None,
+        bytes_out: 0,
+        queue: Duration::ZERO,
+        attempts: 0,
+        app: None,
+        endpoint: None,
+        status: 0,
+        reject: None,
+        edge: Rc::clone(&edge),
+    });
+    let mut response = match answer(&edge, hop, redirect_to, head, incoming, &mut record).await {
+        Ok(response) => response,
+        Err(reject) => {
+            record.reject = Some(reject);
+            let id = record.id.to_str().expect("ids are made of visible characters");
+            reject.response(id, record.version)
+        }
+    };
+    response.headers_mut().entry(fields::X_REQUEST_ID).or_insert_with(|| record.id.clone());
+    record.status = response.status().as_u16();
+    let head_only = record.method == Method::HEAD;
+    response.body_mut().attach(record, head_only);
+    response
+}
+
+async fn answer(
+    edge: &Rc<Edge>,
+    hop: &Hop,
+    redirect_to: Option<u16>,
+    mut head: Parts,
+    incoming: Incoming,
+    record: &mut Record,
+) -> Result<Response<Body>, Reject> {
+    if head.headers.len() > FIELDS {
+        return Err(Reject::TooManyFields);
+    }
+    let value = host::of_request(&head)?;
+    record.host = Some(value.clone());
+    let text = value.to_str().map_err(|_| Reject::BadHost)?;
+    let host = Host::parse(text).ok_or(Reject::BadHost)?;
+    if head.method == Method::CONNECT {
+        return Err(Reject::BadTarget);
+    }
+    if let Some(port) = redirect_to {
+        return Ok(redirect::to_https(&host, &head.uri, port));
+    }
+    // the one snapshot of this request
+    let route = edge.shared.routes.load().lookup(&host.name, head.uri.path()).map(Arc::clone);
+    let route = route.ok_or(Reject::NoRoute)?;
+    let app = match &route.target {
+        Target::App(app) => app,
+        Target::Redirect(to) => return Ok(redirect::along(to, &route.prefix, &head.uri)),
+    };
+    record.app = Some(Arc::clone(app));
+
+    let config = &edge.shared.config;
+    let limits = BodyLimits { bytes: config.max_body.as_u64(), stall: config.body_timeout };
+    let sized = http_body::Body::size_hint(&incoming).exact().is_some();
+    let body = RequestSource::new(incoming, limits)?;
+    record.body.clone_from(&body);
+
+    let uri = upstream_uri(&head.uri, &route)?;
+    let headers = &mut head.headers;
+    fields::clean_request(headers, hop.trusted);
+    if !sized {
+        // a length beside chunks is a lie that the next reader might believe
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    fields::join_cookies(headers);
+    let stripped = route.strip_prefix.then(|| route.prefix.as_str()).filter(|prefix| *prefix != "/");
+    hop.forward(headers, &value, host.port, stripped);
+    headers.insert(header::HOST, value.clone());
+    headers.insert(fields::X_REQUEST_ID, record.id.clone());
+    let head = Head { method: head.method, uri, headers: head.headers };
+    forward(edge, app, &head, body, record).await
+}
+
+/// Path and query as the app sees them.
+fn upstream_uri(uri: &Uri, route: &Route) -> Result<Uri, Reject> {
+    let whole = || uri.path_and_query().cloned().ok_or(Reject::BadTarget);
+    let target = if route.strip_prefix { without_prefix(uri, &route.prefix)? } else { whole()? };
+    Ok(Uri::from(target))
+}
+
+fn without_prefix(uri: &Uri, prefix: &Prefix) -> Result<PathAndQuery, Reject> {
+    let rest = prefix.rest(uri.path()).ok_or(Reject::BadTarget)?;
+    let mut target = String::with_capacity(uri.path().len() + uri.query().map_or(0, str::len) + 2);
+    target.push_str(if rest.is_empty() { "/" } else { rest });
+    if let Some(query) = uri.query() {
+        target.push('?');
+        target.push_str(query);
+    }
+    PathAndQuery::try_from(target).map_err(|_| Reject::BadTarget)
+}
+
+#[cfg(test)]
+mod tests;

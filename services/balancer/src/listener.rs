@@ -1,28 +1,306 @@
-//! The public listeners: one thread with its own runtime per core.
+//! The public listeners. In: sockets that are bound already, one of each kind per core. Out: connections, each served
+//! to its end on the core that accepted it. One thread per core with a runtime of its own, so that a request is never
+//! handed from one core to another and nothing on its way is stolen.
+//!
+//! The end: no more is accepted; every connection is told (GOAWAY, `Connection: close`) and may finish what it has in
+//! flight for as long as the drain lasts; what is left then is cut; the log is written.
 
-use crate::Shared;
-use chassis::lifecycle::Lifecycle;
-use std::{io, net::TcpListener, sync::Arc};
+use crate::{
+    Shared,
+    accesslog::{AccessLog, Writer, spawn_writer},
+    edge::Edge,
+    http::{Protocol, Server},
+    metrics::{ConnectionGauges, Counted},
+    tls,
+};
+use chassis::lifecycle::{Lifecycle, Phase};
+use metrics::counter;
+use std::{
+    future::Future,
+    io::{self, Write},
+    net::{self, SocketAddr},
+    os::fd::AsFd,
+    rc::Rc,
+    sync::{Arc, mpsc::SyncSender},
+    thread,
+    time::Duration,
+};
+use thiserror::Error;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, oneshot},
+    task::{JoinSet, LocalSet},
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+/// How long accepting pauses when the process is out of descriptors or memory: trying again at once would only spin.
+const EXHAUSTED: Duration = Duration::from_millis(500);
+/// Connections that the kernel had accepted when the listener closes, taken at most.
+const LAST_ACCEPTS: usize = 1024;
 
 /// The sockets of one core: bound with SO_REUSEPORT, non-blocking.
 #[derive(Debug, Default)]
 pub struct Sockets {
-    pub http: Option<TcpListener>,
-    pub https: Option<TcpListener>,
+    pub http: Option<net::TcpListener>,
+    pub https: Option<net::TcpListener>,
+}
+
+#[derive(Debug, Error)]
+pub enum StartError {
+    #[error("no TLS configuration: {0}")]
+    Tls(#[from] rustls::Error),
+    #[error("no thread, runtime or socket for a core: {0}")]
+    Core(#[from] io::Error),
 }
 
 /// The running cores.
 #[derive(Debug)]
-pub struct Cores {}
+pub struct Cores {
+    threads: Vec<(thread::JoinHandle<()>, oneshot::Receiver<()>)>,
+    writer: Writer,
+}
 
 impl Cores {
-    /// Returns when every connection has ended after `Draining` (at most `config.drain` later, or at `Stopping`), and the logs are written.
+    /// Returns when every connection has ended after `Draining` (at most `drain` later, or at `Stopping`), and the
+    /// log is written.
     pub async fn drained(self) {
-        unimplemented!()
+        for (thread, ended) in self.threads {
+            drop(ended.await);
+            if thread.join().is_err() {
+                tracing::error!("a core ended by a fault");
+            }
+        }
+        // every core's end of the log is gone, so the writer is about to end
+        drop(tokio::task::spawn_blocking(|| self.writer.join()).await);
     }
 }
 
-/// Starts one named thread per entry of `sockets`.
-pub fn spawn_cores(_shared: &Arc<Shared>, _sockets: Vec<Sockets>, _lifecycle: &Lifecycle) -> io::Result<Cores> {
-    unimplemented!()
+/// Starts one named thread per entry of `sockets`; the access log goes to stdout.
+pub fn spawn_cores(shared: &Arc<Shared>, sockets: Vec<Sockets>, lifecycle: &Lifecycle) -> Result<Cores, StartError> {
+    // a descriptor of its own: std's stdout is line-buffered behind a lock
+    let stdout = std::fs::File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    spawn_cores_logging_to(stdout, shared, sockets, lifecycle)
 }
+
+fn spawn_cores_logging_to(
+    log: impl Write + Send + 'static,
+    shared: &Arc<Shared>,
+    sockets: Vec<Sockets>,
+    lifecycle: &Lifecycle,
+) -> Result<Cores, StartError> {
+    let acceptor = TlsAcceptor::from(tls::server_config(shared)?);
+    let slots = Arc::new(Semaphore::new(shared.config.max_connections));
+    let (sink, writer) = spawn_writer(log)?;
+    let mut threads = Vec::with_capacity(sockets.len());
+    for (number, sockets) in sockets.into_iter().enumerate() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let core = Core {
+            shared: Arc::clone(shared),
+            sockets,
+            acceptor: acceptor.clone(),
+            slots: Arc::clone(&slots),
+            lifecycle: lifecycle.clone(),
+            sink: sink.clone(),
+        };
+        let (alive, ended) = oneshot::channel();
+        let thread = thread::Builder::new().name(format!("core-{number}")).spawn(move || {
+            let _alive: oneshot::Sender<()> = alive;
+            if let Err(error) = runtime.block_on(LocalSet::new().run_until(core.run())) {
+                tracing::error!(%error, "a core cannot serve");
+            }
+        })?;
+        threads.push((thread, ended));
+    }
+    Ok(Cores { threads, writer })
+}
+
+/// What one thread is given.
+struct Core {
+    shared: Arc<Shared>,
+    sockets: Sockets,
+    acceptor: TlsAcceptor,
+    slots: Arc<Semaphore>,
+    lifecycle: Lifecycle,
+    sink: SyncSender<Vec<u8>>,
+}
+
+impl Core {
+    async fn run(self) -> io::Result<()> {
+        let edge = Rc::new(Edge::new(Arc::clone(&self.shared), AccessLog::new(self.sink)));
+        let mut keepers = JoinSet::new();
+        keepers.spawn_local(keep(Rc::clone(&edge)));
+
+        let redirect_to = self.shared.https_port;
+        let plain = self.sockets.http.map(|socket| Listener::new(socket, Server::new(&edge, "http", redirect_to), None));
+        let tls = (self.acceptor, self.shared.config.handshake_timeout);
+        let secure = self.sockets.https.map(|socket| Listener::new(socket, Server::new(&edge, "https", None), Some(tls)));
+        let (plain, secure) = (plain.transpose()?, secure.transpose()?);
+        let serve = async |listener: Option<Listener>| {
+            if let Some(listener) = listener {
+                listener.run(&self.slots, &self.lifecycle, self.shared.config.drain).await;
+            }
+        };
+        tokio::join!(serve(plain), serve(secure));
+        keepers.shutdown().await;
+        edge.log.flush();
+        edge.metrics.log_lines_lost.increment(edge.log.take_lost());
+        Ok(())
+    }
+}
+
+/// The core's housekeeping.
+async fn keep(edge: Rc<Edge>) {
+    let count = async {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            edge.metrics.log_lines_lost.increment(edge.log.take_lost());
+        }
+    };
+    tokio::join!(edge.log.keep_flushed(), edge.pool.keep_swept(), count);
+}
+
+/// One socket and how its connections are served.
+struct Listener {
+    socket: TcpListener,
+    server: Rc<Server>,
+    gauges: Rc<ConnectionGauges>,
+    tls: Option<(TlsAcceptor, Duration)>,
+}
+
+impl Listener {
+    fn new(socket: net::TcpListener, server: Server, tls: Option<(TlsAcceptor, Duration)>) -> io::Result<Self> {
+        let name = if tls.is_some() { "https" } else { "http" };
+        let gauges = Rc::new(ConnectionGauges::new(name));
+        Ok(Self { socket: TcpListener::from_std(socket)?, server: Rc::new(server), gauges, tls })
+    }
+
+    async fn run(self, slots: &Arc<Semaphore>, lifecycle: &Lifecycle, drain: Duration) {
+        let draining = CancellationToken::new();
+        let mut connections = JoinSet::new();
+        let accepting = async {
+            loop {
+                // the slot first: who has none waits in the kernel's queue, not in our memory
+                let Ok(slot) = Arc::clone(slots).acquire_owned().await else { return };
+                let (stream, peer) = accept(&self.socket).await;
+                // ended ones are cleared here, so that the set is no longer than what is open
+                while let Some(ended) = connections.try_join_next() {
+                    report(ended);
+                }
+                let served = self.connection(stream, peer, draining.clone());
+                connections.spawn_local(async move {
+                    served.await;
+                    drop(slot);
+                });
+            }
+        };
+        tokio::select! {
+            biased;
+            () = lifecycle.reached(Phase::Draining) => {}
+            () = accepting => {}
+        }
+        draining.cancel();
+        // what the kernel has accepted already would be reset when the socket closes
+        for _ in 0..LAST_ACCEPTS {
+            let Some(Ok((stream, peer))) = futures_util::FutureExt::now_or_never(self.socket.accept()) else { break };
+            connections.spawn_local(self.connection(stream, peer, draining.clone()));
+        }
+        drop(self.socket);
+        let finished = async {
+            while let Some(ended) = connections.join_next().await {
+                report(ended);
+            }
+        };
+        tokio::select! {
+            biased;
+            () = finished => {}
+            () = tokio::time::sleep(drain) => tracing::warn!("the drain is over: cutting the connections that are left"),
+            () = lifecycle.reached(Phase::Stopping) => {}
+        }
+        connections.shutdown().await;
+    }
+
+    /// One connection from its first byte to its last.
+    fn connection(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        draining: CancellationToken,
+    ) -> impl Future<Output = ()> + 'static {
+        let (server, gauges, tls) = (Rc::clone(&self.server), Rc::clone(&self.gauges), self.tls.clone());
+        async move {
+            // small answers must not wait for an acknowledgement of the one before
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%peer, %error, "a client left at once");
+                return;
+            }
+            let Some((acceptor, limit)) = tls else {
+                let _open = Counted::new(&gauges.open);
+                server.serve(stream, peer, Protocol::Http1, &draining).await;
+                return;
+            };
+            let shaking = Counted::new(&gauges.handshake);
+            let result = timeout(limit, acceptor.accept(stream)).await;
+            drop(shaking);
+            let stream = match result {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => {
+                    count_handshake("failed", None);
+                    tracing::debug!(%peer, %error, "a TLS handshake failed");
+                    return;
+                }
+                Err(_) => {
+                    count_handshake("timeout", None);
+                    return;
+                }
+            };
+            let (_, session) = stream.get_ref();
+            count_handshake("ok", session.protocol_version());
+            let protocol = if session.alpn_protocol() == Some(b"h2") { Protocol::Http2 } else { Protocol::Http1 };
+            let _open = Counted::new(&gauges.open);
+            server.serve(stream, peer, protocol, &draining).await;
+        }
+    }
+}
+
+/// The macro's price is nothing beside a handshake's.
+fn count_handshake(result: &'static str, version: Option<rustls::ProtocolVersion>) {
+    let version = match version {
+        Some(rustls::ProtocolVersion::TLSv1_3) => "1.3",
+        Some(rustls::ProtocolVersion::TLSv1_2) => "1.2",
+        Some(_) => "other",
+        None => "none",
+    };
+    counter!("servery_balancer_tls_handshakes_total", "result" => result, "version" => version).increment(1);
+}
+
+/// The next connection. A client that is gone again is nothing; running out of something is told, and waited for.
+async fn accept(socket: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match socket.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) if is_the_clients(&error) => {}
+            Err(error) => {
+                tracing::error!(%error, "cannot accept connections");
+                tokio::time::sleep(EXHAUSTED).await;
+            }
+        }
+    }
+}
+
+fn is_the_clients(error: &io::Error) -> bool {
+    let kinds = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::ConnectionRefused];
+    kinds.contains(&error.kind())
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "serving a connection ended by a fault");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,57 @@
+//! What one core has to itself: its upstream connections, its end of the access log, its generator, the tasks it still
+//! has to finish. Nothing in here is shared with another core, so nothing in here is locked.
+
+use crate::{Shared, accesslog::AccessLog, app::Permit, metrics::EdgeMetrics, upstream::Pool};
+use http::HeaderValue;
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use std::{cell::RefCell, fmt, sync::Arc, time::Duration};
+use tokio_util::task::TaskTracker;
+
+pub struct Edge {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) pool: Pool,
+    pub(crate) log: AccessLog,
+    pub(crate) metrics: EdgeMetrics,
+    rng: RefCell<SmallRng>,
+    /// Ended with the core's runtime at the latest.
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Edge {
+    pub fn new(shared: Arc<Shared>, log: AccessLog) -> Self {
+        Self {
+            pool: Pool::new(shared.config.connect_timeout),
+            shared,
+            log,
+            metrics: EdgeMetrics::new(),
+            rng: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// 128 random bits in hexadecimal. Not secret: it only has to be met once.
+    pub(crate) fn request_id(&self) -> HeaderValue {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let number: u128 = self.rng.borrow_mut().random();
+        let mut text = [0; 32];
+        for (at, digit) in text.iter_mut().enumerate() {
+            *digit = DIGITS[(number >> (4 * at)) as usize & 15];
+        }
+        HeaderValue::from_bytes(&text).expect("hexadecimal digits are a field value")
+    }
+
+    /// Gives a permit back later. An endpoint that just failed or refused is idle, so it would be the first choice for
+    /// everything that comes: this makes it look busy for a moment.
+    pub(crate) fn rest(&self, permit: Permit, pause: Duration) {
+        self.tasks.spawn_local(async move {
+            tokio::time::sleep(pause).await;
+            drop(permit);
+        });
+    }
+}
+
+impl fmt::Debug for Edge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Edge").finish_non_exhaustive()
+    }
+}

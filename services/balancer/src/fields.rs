@@ -1,0 +1,322 @@
+//! What happens to header fields on their way through. In: a request's or response's fields. Out: what the next hop
+//! may see, and the forwarding fields, which only we set. Pure.
+
+use chassis::config::Network;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use std::{
+    fmt::Write,
+    net::{IpAddr, SocketAddr},
+};
+
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub const SERVERY_PASS: HeaderName = HeaderName::from_static(proto::PASS_HEADER);
+pub const SERVERY_REFUSED: HeaderName = HeaderName::from_static(proto::REFUSED_HEADER);
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
+
+/// Fields that end at this hop (RFC 9110, section 7.6.1), and `Trailer`, because trailers are not forwarded.
+/// `Transfer-Encoding` and `Content-Length` are hyper's business, from the body it is given.
+const HOP_BY_HOP: [&str; 8] =
+    ["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "http2-settings"];
+
+/// Field names that hyper or we answer for: `Connection: host` must not take them away.
+const NOT_TO_BE_NAMED: [&str; 3] = ["host", "content-length", "content-type"];
+
+/// True for what a client may not say to a worker: it would be taken for ours, or (`Proxy`) for an environment variable.
+fn is_ours(name: &str) -> bool {
+    begins(name, "servery-") || name == "proxy"
+}
+
+/// The same for fields that say where a request came from: only a trusted proxy is believed.
+fn is_forwarding(name: &str) -> bool {
+    let whole = ["forwarded", "x-real-ip", "x-request-id"];
+    begins(name, "x-forwarded-") || whole.iter().any(|wanted| name.len() == wanted.len() && begins(name, wanted))
+}
+
+/// An underscore counts as a hyphen, because WSGI and CGI make both the same variable.
+fn begins(name: &str, wanted: &str) -> bool {
+    let same = |(byte, wanted): (u8, u8)| byte == wanted || (byte == b'_' && wanted == b'-');
+    name.len() >= wanted.len() && name.bytes().zip(wanted.bytes()).all(same)
+}
+
+/// A name that only looks like one of ours: believed from nobody.
+fn is_disguised(name: &str) -> bool {
+    name.contains('_') && (is_forwarding(name) || is_ours(name))
+}
+
+/// Takes out of a client's request what ends here and what only we may say.
+pub fn clean_request(headers: &mut HeaderMap, trusted: bool) {
+    let unwanted = |name: &str| {
+        HOP_BY_HOP.contains(&name)
+            || name == "expect"
+            || is_ours(name)
+            || is_disguised(name)
+            || (!trusted && is_forwarding(name))
+    };
+    remove(headers, unwanted);
+}
+
+/// HTTP/2 clients may send a cookie in crumbs; HTTP/1.1 has one field (RFC 9113, section 8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(header::COOKIE).iter();
+    if crumbs.next().is_none() || crumbs.next().is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let cookie = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])).expect("field values joined are a field value");
+    headers.insert(header::COOKIE, cookie);
+}
+
+/// Takes out of a worker's response what ends here.
+pub fn clean_response(headers: &mut HeaderMap) {
+    remove(headers, |name| HOP_BY_HOP.contains(&name) || is_ours(name));
+}
+
+/// One pass over the names; allocates only where there is something to remove.
+fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
+    let mut doomed: Vec<HeaderName> = Vec::new();
+    if headers.contains_key(header::CONNECTION) {
+        for value in headers.get_all(header::CONNECTION) {
+            let names = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+            let names = names.filter_map(|name| HeaderName::from_bytes(name).ok());
+            doomed.extend(names.filter(|name| !NOT_TO_BE_NAMED.contains(&name.as_str())));
+        }
+    }
+    doomed.extend(headers.keys().filter(|name| unwanted(name.as_str())).cloned());
+    for name in doomed {
+        headers.remove(name);
+    }
+}
+
+/// What we know of the connection a request came over, once per connection.
+#[derive(Debug)]
+pub struct Hop {
+    pub peer: IpAddr,
+    /// Whether the peer is one of `trusted_proxies`.
+    pub trusted: bool,
+    pub scheme: &'static str,
+    peer_value: HeaderValue,
+}
+
+impl Hop {
+    pub fn new(peer: SocketAddr, scheme: &'static str, trusted_proxies: &[Network]) -> Self {
+        // a dual-stack socket shows IPv4 peers as mapped addresses
+        let peer = peer.ip().to_canonical();
+        let trusted = trusted_proxies.iter().any(|network| network.contains(peer));
+        let peer_value = HeaderValue::try_from(peer.to_string()).expect("an address is a field value");
+        Self { peer, trusted, scheme, peer_value }
+    }
+
+    /// Where the request came from: the nearest address that is not a trusted proxy's.
+    pub fn client(&self, headers: &HeaderMap, trusted_proxies: &[Network]) -> IpAddr {
+        if !self.trusted {
+            return self.peer;
+        }
+        let fields: Vec<&str> = headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
+        let mut client = self.peer;
+        for hop in fields.iter().rev().flat_map(|field| field.rsplit(',')) {
+            let Some(address) = parse_address(hop.trim()) else { break };
+            client = address;
+            if !trusted_proxies.iter().any(|network| network.contains(address)) {
+                break;
+            }
+        }
+        client
+    }
+
+    /// Says where the request came from, after `clean_request`. A trusted proxy's own words stay, with ours behind.
+    pub fn forward(&self, headers: &mut HeaderMap, host: &HeaderValue, port: Option<u16>, stripped: Option<&str>) {
+        append(headers, X_FORWARDED_FOR, &self.peer_value);
+        let port = match (port, self.scheme) {
+            (None, "https") => HeaderValue::from_static("443"),
+            (None, _) => HeaderValue::from_static("80"),
+            (Some(port), _) => HeaderValue::from(port),
+        };
+        // with an untrusted peer there is none of these left
+        headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static(self.scheme));
+        headers.entry(X_FORWARDED_HOST).or_insert_with(|| host.clone());
+        headers.entry(X_FORWARDED_PORT).or_insert(port);
+        if let Some(prefix) = stripped {
+            // a proxy before us may have stripped one of its own
+            let outer = headers.get(X_FORWARDED_PREFIX).and_then(|outer| outer.to_str().ok()).unwrap_or_default();
+            let prefix = format!("{}{prefix}", outer.trim_end_matches('/'));
+            let prefix = HeaderValue::try_from(prefix).expect("prefixes are made of visible characters");
+            headers.insert(X_FORWARDED_PREFIX, prefix);
+        }
+        let mut forwarded = String::with_capacity(64);
+        match self.peer {
+            IpAddr::V4(address) => _ = write!(forwarded, "for={address}"),
+            IpAddr::V6(address) => _ = write!(forwarded, "for=\"[{address}]\""),
+        }
+        let host = host.to_str().unwrap_or_default();
+        let _ = write!(forwarded, ";host=\"{host}\";proto={}", self.scheme);
+        let forwarded = HeaderValue::try_from(forwarded).expect("a valid host has nothing that a quoted string refuses");
+        append(headers, header::FORWARDED, &forwarded);
+    }
+}
+
+/// One field with a list, as RFC 9110 section 5.3 allows: some applications look at the first field only.
+fn append(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
+    if !headers.contains_key(&name) {
+        headers.insert(name, value.clone());
+        return;
+    }
+    let mut list = Vec::new();
+    for earlier in headers.get_all(&name) {
+        list.extend_from_slice(earlier.as_bytes());
+        list.extend_from_slice(b", ");
+    }
+    list.extend_from_slice(value.as_bytes());
+    let list = HeaderValue::from_bytes(&list).expect("field values joined by a comma are a field value");
+    headers.insert(name, list);
+}
+
+/// "1.2.3.4", "1.2.3.4:5", "::1", "[::1]", "[::1]:5".
+fn parse_address(text: &str) -> Option<IpAddr> {
+    let bare = text.trim_start_matches('[').trim_end_matches(']');
+    let address = bare.parse().ok().or_else(|| text.parse().ok().map(|address: SocketAddr| address.ip()));
+    address.map(|address: IpAddr| address.to_canonical())
+}
+
+/// An id a trusted proxy gave the request, if it can stand in logs as it is.
+pub fn believed_id(headers: &HeaderMap, trusted: bool) -> Option<HeaderValue> {
+    let id = headers.get(X_REQUEST_ID).filter(|_| trusted)?;
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'=' | b'+' | b'/');
+    ((1..=128).contains(&id.len()) && id.as_bytes().iter().all(plain)).then(|| id.clone())
+}
+
+/// The trace id of a W3C `traceparent`.
+pub fn trace_id(headers: &HeaderMap) -> Option<HeaderValue> {
+    let value = headers.get("traceparent")?;
+    let mut parts = value.as_bytes().split(|byte| *byte == b'-');
+    let (version, id) = (parts.next()?, parts.next()?);
+    let hexadecimal = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
+    let good = version.len() == 2 && id.len() == 32 && id.iter().all(hexadecimal) && id.iter().any(|byte| *byte != b'0');
+    good.then(|| HeaderValue::from_bytes(id).expect("hexadecimal digits are a field value"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(fields: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
+        }
+        headers
+    }
+
+    fn names(headers: &HeaderMap) -> Vec<&str> {
+        let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn hop(trusted: &[Network]) -> Hop {
+        Hop::new("[::ffff:10.0.0.9]:1234".parse().unwrap(), "https", trusted)
+    }
+
+    #[test]
+    fn hop_by_hop_fields_and_what_connection_names_end_here() {
+        let mut request = headers(&[
+            ("connection", "keep-alive, X-Secret, host"),
+            ("connection", "content-length"),
+            ("keep-alive", "1"),
+            ("x-secret", "1"),
+            ("te", "trailers"),
+            ("trailer", "x"),
+            ("upgrade", "websocket"),
+            ("http2-settings", "x"),
+            ("proxy-connection", "x"),
+            ("transfer-encoding", "chunked"),
+            ("expect", "100-continue"),
+            ("host", "a"),
+            ("content-length", "3"),
+            ("accept", "*/*"),
+        ]);
+        clean_request(&mut request, false);
+        assert_eq!(names(&request), ["accept", "content-length", "host"]);
+    }
+
+    #[test]
+    fn a_cookie_in_crumbs_is_one_field() {
+        let mut request = headers(&[("cookie", "a=1"), ("cookie", "b=2")]);
+        join_cookies(&mut request);
+        assert_eq!(request.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+    }
+
+    #[test]
+    fn a_client_cannot_speak_for_us() {
+        let fields = [
+            ("servery-pass", "x"),
+            ("servery_pass", "x"),
+            ("servery-anything", "x"),
+            ("proxy", "http://evil"),
+            ("x_forwarded_for", "1.1.1.1"),
+            ("x-forwarded-for", "1.1.1.1"),
+            ("x-forwarded-ssl", "on"),
+            ("forwarded", "for=1.1.1.1"),
+            ("x-real-ip", "1.1.1.1"),
+            ("x-request-id", "forged"),
+        ];
+        let mut request = headers(&fields);
+        clean_request(&mut request, false);
+        assert_eq!(names(&request), [""; 0]);
+        let mut request = headers(&fields);
+        clean_request(&mut request, true);
+        assert_eq!(names(&request), ["forwarded", "x-forwarded-for", "x-forwarded-ssl", "x-real-ip", "x-request-id"]);
+        let mut response = headers(&[("servery-refused", "busy"), ("connection", "x-y"), ("x-y", "1"), ("etag", "1")]);
+        clean_response(&mut response);
+        assert_eq!(names(&response), ["etag"]);
+    }
+
+    #[test]
+    fn forwarding_fields_name_the_peer() {
+        let mut request = HeaderMap::new();
+        hop(&[]).forward(&mut request, &HeaderValue::from_static("a.org:8443"), Some(8443), Some("/flask"));
+        assert_eq!(request["x-forwarded-for"], "10.0.0.9");
+        assert_eq!(request["x-forwarded-proto"], "https");
+        assert_eq!(request["x-forwarded-host"], "a.org:8443");
+        assert_eq!(request["x-forwarded-port"], "8443");
+        assert_eq!(request["x-forwarded-prefix"], "/flask");
+        assert_eq!(request["forwarded"], "for=10.0.0.9;host=\"a.org:8443\";proto=https");
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_believed_and_we_add_ourselves() {
+        let trusted: Vec<Network> = vec!["10.0.0.0/8".parse().unwrap()];
+        let hop = hop(&trusted);
+        let mut request = headers(&[
+            ("x-forwarded-for", "6.6.6.6, 1.2.3.4"),
+            ("x-forwarded-for", "[2001:db8::1]:80, 10.0.0.1"),
+            ("x-forwarded-proto", "http"),
+            ("x-request-id", "abc-1"),
+        ]);
+        assert_eq!(hop.client(&request, &trusted), "2001:db8::1".parse::<IpAddr>().unwrap());
+        assert_eq!(believed_id(&request, hop.trusted).unwrap(), "abc-1");
+        assert_eq!(believed_id(&request, false), None);
+        hop.forward(&mut request, &HeaderValue::from_static("a.org"), None, None);
+        assert_eq!(request["x-forwarded-for"], "6.6.6.6, 1.2.3.4, [2001:db8::1]:80, 10.0.0.1, 10.0.0.9");
+        assert_eq!(request.get_all("x-forwarded-for").iter().count(), 1);
+        assert_eq!(request["x-forwarded-proto"], "http");
+        assert_eq!(request["x-forwarded-port"], "443");
+        let garbage = headers(&[("x-forwarded-for", "1.2.3.4, nonsense, 10.0.0.1")]);
+        assert_eq!(hop.client(&garbage, &trusted), "10.0.0.1".parse::<IpAddr>().unwrap());
+    }
+
+    #[test]
+    fn ids_are_taken_only_when_plain() {
+        for bad in ["", "a b", "a\"b", &"x".repeat(129)] {
+            assert_eq!(believed_id(&headers(&[("x-request-id", bad)]), true), None, "{bad:?}");
+        }
+        let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert_eq!(trace_id(&headers(&[("traceparent", trace)])).unwrap(), "0af7651916cd43dd8448eb211c80319c");
+        for bad in ["", "00-xyz-1-1", "00-00000000000000000000000000000000-b7ad6b7169203331-01"] {
+            assert_eq!(trace_id(&headers(&[("traceparent", bad)])), None);
+        }
+    }
+}

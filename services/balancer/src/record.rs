@@ -1,0 +1,84 @@
+//! One request, from its first line to the last byte of its answer: what the access log and the metrics will say about
+//! it. Written when it is dropped, so that nothing that happens to a request goes without its line.
+
+use crate::{accesslog::Line, app::App, body::RequestSource, edge::Edge, endpoint::Endpoint, reject::Reject};
+use http::{HeaderValue, Method, Uri, Version};
+use std::{
+    fmt,
+    net::IpAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio::time::Instant;
+
+pub struct Record {
+    pub(crate) edge: Rc<Edge>,
+    pub(crate) start: Instant,
+    pub(crate) id: HeaderValue,
+    pub(crate) client: IpAddr,
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) version: Version,
+    pub(crate) host: Option<HeaderValue>,
+    pub(crate) trace_id: Option<HeaderValue>,
+    pub(crate) body: Option<Rc<RequestSource>>,
+    pub(crate) bytes_out: u64,
+    /// Time in the queue, over all attempts.
+    pub(crate) queue: Duration,
+    pub(crate) attempts: u32,
+    pub(crate) app: Option<Arc<App>>,
+    /// Of the last attempt.
+    pub(crate) endpoint: Option<Arc<Endpoint>>,
+    /// Zero until there is an answer.
+    pub(crate) status: u16,
+    pub(crate) reject: Option<Reject>,
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Record").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if self.status == 0 {
+            self.reject.get_or_insert(Reject::ClientGone);
+        }
+        let status = match (self.status, self.reject) {
+            (0, Some(reject)) => reject.status().as_u16(),
+            (status, _) => status,
+        };
+        let duration = self.start.elapsed();
+        let metrics = self.app.as_ref().map_or(&self.edge.metrics.unrouted, |app| &app.metrics);
+        metrics.count_request(status);
+        metrics.duration.record(duration.as_secs_f64());
+        if self.attempts > 0 {
+            metrics.queue_wait.record(self.queue.as_secs_f64());
+        }
+        if let Some(reject) = self.reject {
+            self.edge.metrics.count_reject(reject);
+        }
+        let line = Line {
+            request_id: &self.id,
+            client_ip: self.client,
+            method: &self.method,
+            host: self.host.as_ref(),
+            uri: &self.uri,
+            version: self.version,
+            status,
+            bytes_in: self.body.as_ref().map_or(0, |body| body.received()),
+            bytes_out: self.bytes_out,
+            duration,
+            queue: self.queue,
+            attempts: self.attempts,
+            app: self.app.as_ref().map(|app| app.name()),
+            node: self.endpoint.as_ref().map(|endpoint| endpoint.node.instance.as_str()),
+            worker: self.endpoint.as_ref().map(|endpoint| endpoint.position),
+            reject: self.reject.map(Reject::label),
+            trace_id: self.trace_id.as_ref(),
+        };
+        self.edge.log.push(&line, SystemTime::now());
+    }
+}

@@ -1,0 +1,118 @@
+//! A worker's response body on its way to the client. Holds the permit and the connection until the last byte: then
+//! the connection goes back to the pool and the permit to the app. Dropped before that, it closes the connection, so
+//! that the worker sees at once that nobody wants the rest.
+
+use crate::{
+    app::Permit,
+    body::{BodyError, RequestSource},
+    edge::Edge,
+    patience::Patience,
+    upstream::Connection,
+};
+use bytes::Bytes;
+use http_body::{Body as _, SizeHint};
+use hyper::body::Incoming;
+use std::{
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// How long a connection may take to be ready again after its response was read. It is a matter of one turn of its
+/// task, unless the worker answered before it had read the request's body.
+const READY_AGAIN: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub struct Relay {
+    incoming: Incoming,
+    patience: Patience,
+    /// `None` once the response has ended, well or not.
+    held: Option<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    edge: Rc<Edge>,
+    connection: Connection,
+    permit: Permit,
+    request: Option<Rc<RequestSource>>,
+}
+
+impl Relay {
+    pub fn new(
+        edge: &Rc<Edge>,
+        connection: Connection,
+        permit: Permit,
+        request: Option<Rc<RequestSource>>,
+        incoming: Incoming,
+    ) -> Self {
+        let patience = Patience::new(edge.shared.config.response_timeout);
+        let held = Held { edge: Rc::clone(edge), connection, permit, request };
+        let mut relay = Self { incoming, patience, held: Some(held) };
+        relay.finish_if_ended();
+        relay
+    }
+
+    pub fn is_end(&self) -> bool {
+        self.held.is_none()
+    }
+
+    pub fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+
+    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        if self.held.is_none() {
+            return Poll::Ready(None);
+        }
+        loop {
+            let data = match Pin::new(&mut self.incoming).poll_frame(cx) {
+                Poll::Pending => {
+                    return self.patience.poll_over(cx).map(|()| {
+                        self.held = None;
+                        Some(Err(BodyError::Stalled))
+                    });
+                }
+                Poll::Ready(None) => {
+                    self.finish();
+                    return Poll::Ready(None);
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    self.held = None;
+                    return Poll::Ready(Some(Err(error.into())));
+                }
+                Poll::Ready(Some(Ok(frame))) => frame.into_data(),
+            };
+            self.patience.moved();
+            // trailers are not forwarded
+            let Ok(data) = data else { continue };
+            self.finish_if_ended();
+            return Poll::Ready(Some(Ok(data)));
+        }
+    }
+
+    fn finish_if_ended(&mut self) {
+        if self.incoming.is_end_stream() {
+            self.finish();
+        }
+    }
+
+    fn finish(&mut self) {
+        let Some(Held { edge, mut connection, permit, request }) = self.held.take() else { return };
+        let sent = request.is_none_or(|request| request.has_ended());
+        if connection.sender.is_ready() {
+            edge.pool.put(connection, Instant::now());
+        } else if sent && !connection.sender.is_closed() {
+            let tracker = edge.tasks.clone();
+            tracker.spawn_local(async move {
+                if tokio::time::timeout(READY_AGAIN, connection.sender.ready()).await.is_ok_and(|ready| ready.is_ok()) {
+                    edge.pool.put(connection, Instant::now());
+                }
+            });
+        }
+        // after the connection is back: whoever gets the permit finds it there
+        drop(permit);
+    }
+}

@@ -1,0 +1,122 @@
+//! One core's connections to workers. In: an endpoint. Out: a connection that is ready for one request, kept from
+//! before or dialled now. A connection serves one request at a time and comes back when its response was read to the
+//! end; anything else closes it. The newest is used first, so that the others can get old and be closed.
+
+use crate::{body::RequestBody, endpoint::Endpoint, reject::Reject};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use std::{cell::RefCell, collections::HashMap, io, sync::Arc, time::Duration};
+use tokio::{
+    net::TcpStream,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+
+/// A worker keeps idle connections for 300 s; we close ours long before, so that no request meets a closing one.
+const IDLE: Duration = Duration::from_secs(60);
+/// Idle connections per endpoint. More are in use at a time only when more permits than this are held.
+const KEPT: usize = 64;
+/// Read buffer of a connection, and so the longest response head.
+const BUFFER: usize = 64 * 1024;
+
+/// A connection to a worker; closed when dropped.
+#[derive(Debug)]
+pub struct Connection {
+    pub(crate) sender: SendRequest<RequestBody>,
+    task: JoinHandle<()>,
+    endpoint: Arc<Endpoint>,
+    /// It has served a request before.
+    pub(crate) reused: bool,
+    idle_since: Instant,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The idle connections of one core.
+#[derive(Debug)]
+pub struct Pool {
+    connect_timeout: Duration,
+    /// By the endpoint's place in memory, which stays its own as long as it is in here.
+    idle: RefCell<HashMap<*const Endpoint, Vec<Connection>>>,
+}
+
+impl Pool {
+    pub fn new(connect_timeout: Duration) -> Self {
+        Self { connect_timeout, idle: RefCell::default() }
+    }
+
+    /// The connection that became idle last, if one is still open.
+    pub fn take(&self, endpoint: &Arc<Endpoint>) -> Option<Connection> {
+        let mut idle = self.idle.borrow_mut();
+        let connections = idle.get_mut(&Arc::as_ptr(endpoint))?;
+        while let Some(connection) = connections.pop() {
+            if connection.sender.is_ready() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    /// A connection whose last response was read to the end.
+    pub fn put(&self, mut connection: Connection, now: Instant) {
+        if connection.endpoint.is_gone() || !connection.sender.is_ready() {
+            return;
+        }
+        connection.reused = true;
+        connection.idle_since = now;
+        let mut idle = self.idle.borrow_mut();
+        let connections = idle.entry(Arc::as_ptr(&connection.endpoint)).or_default();
+        if connections.len() < KEPT {
+            connections.push(connection);
+        }
+    }
+
+    /// A new connection. Nothing was sent when this fails.
+    pub async fn dial(&self, endpoint: &Arc<Endpoint>) -> Result<Connection, Reject> {
+        let dialled = timeout(self.connect_timeout, connect(endpoint)).await.map_err(|_| Reject::ConnectTimeout)?;
+        let stream = dialled.map_err(|error| {
+            tracing::debug!(%error, address = %endpoint.address, "a worker cannot be reached");
+            if error.kind() == io::ErrorKind::TimedOut { Reject::ConnectTimeout } else { Reject::ConnectRefused }
+        })?;
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(BUFFER);
+        let (sender, connection) =
+            builder.handshake(TokioIo::new(stream)).await.map_err(|_| Reject::ConnectRefused)?;
+        let task = tokio::task::spawn_local(async move {
+            // its errors reach the request, or nobody is concerned
+            drop(connection.await);
+        });
+        let endpoint = Arc::clone(endpoint);
+        Ok(Connection { sender, task, endpoint, reused: false, idle_since: Instant::now() })
+    }
+
+    /// Closes what is too old, closed by the worker, or belongs to an endpoint that is gone.
+    pub fn sweep(&self, now: Instant) {
+        self.idle.borrow_mut().retain(|_, connections| {
+            connections.retain(|connection| {
+                connection.sender.is_ready()
+                    && !connection.endpoint.is_gone()
+                    && now.duration_since(connection.idle_since) < IDLE
+            });
+            !connections.is_empty()
+        });
+    }
+
+    /// Sweeps for ever.
+    pub async fn keep_swept(&self) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            self.sweep(Instant::now());
+        }
+    }
+}
+
+async fn connect(endpoint: &Endpoint) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(endpoint.address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
