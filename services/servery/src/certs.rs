@@ -1,7 +1,8 @@
 //! `servery certs …`: asks the cert-sidecar of a data directory over its Unix socket (0600: whoever may use it is its owner).
 
 use crate::cli;
-use cert_sidecar::control;
+use cert_sidecar::{Right, control};
+use chassis::identity::Role;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use std::{
     path::{Path, PathBuf},
@@ -65,6 +66,10 @@ pub(crate) fn run(given: &ArgMatches) -> ExitCode {
             return ExitCode::from(crate::USAGE);
         }
     };
+    if let Err(error) = right(word, inner) {
+        eprintln!("servery certs {word}: {error}");
+        return ExitCode::from(crate::USAGE);
+    }
     match ask(word, inner, &data) {
         Ok(text) => {
             println!("{}", text.trim_end());
@@ -75,6 +80,21 @@ pub(crate) fn run(given: &ArgMatches) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whether what `token` is asked for is a right at all; the cert-sidecar judges again.
+fn right(word: &str, given: &ArgMatches) -> anyhow::Result<()> {
+    if word == "token" {
+        let (role, app, prefixes) = asked(given)?;
+        Right::new(role, app, prefixes)?;
+    }
+    Ok(())
+}
+
+fn asked(given: &ArgMatches) -> anyhow::Result<(Role, Option<String>, Vec<String>)> {
+    let role = given.get_one::<String>("role").map_or("", String::as_str).parse()?;
+    let prefixes = given.get_many::<String>("prefix").into_iter().flatten().cloned().collect();
+    Ok((role, given.get_one("app").cloned(), prefixes))
 }
 
 /// What `--data` or the configuration says; where that is no cert-sidecar's, the one of `servery up` under it or, if
@@ -95,9 +115,7 @@ fn ask(word: &str, given: &ArgMatches, data: &Path) -> anyhow::Result<String> {
         "root" => runtime.block_on(control::root(data))?,
         "list" => serde_json::to_string_pretty(&runtime.block_on(control::list(data))?)?,
         "token" => {
-            let role = given.get_one::<String>("role").map_or("", String::as_str).parse()?;
-            let app = given.get_one::<String>("app").cloned();
-            let prefixes: Vec<_> = given.get_many::<String>("prefix").into_iter().flatten().cloned().collect();
+            let (role, app, prefixes) = asked(given)?;
             runtime.block_on(control::token(data, role, app, prefixes, given.get_flag("rotate")))?
         }
         _ => {
