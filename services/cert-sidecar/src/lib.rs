@@ -27,7 +27,7 @@ use chassis::{
 };
 use proto::{certificates::certificates_server::CertificatesServer, identity::identity_server::IdentityServer};
 use rcgen::{CertificateParams, KeyPair};
-use rustls_pki_types::PrivatePkcs8KeyDer;
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde_json::json;
 use std::{
     sync::Arc,
@@ -135,7 +135,10 @@ fn own_material(trust: &Trust) -> anyhow::Result<Material> {
     let csr = CertificateParams::default().serialize_request(&key).context("making a request")?;
     let own = trust.own_identity(csr.der(), SystemTime::now()).context("issuing the own identity")?;
     let key = PrivatePkcs8KeyDer::from(key.serialize_der());
-    Ok(Material::new(own.issued.chain, key.into(), own.root.into())?)
+    let root = CertificateDer::from(own.root);
+    let mut chain = own.issued.chain;
+    chain.push(root.clone()); // who enrols knows only its hash
+    Ok(Material::new(chain, key.into(), root)?)
 }
 
 /// Renews the own identity and whatever else falls due. An error leaves the last good state and is tried again.
