@@ -255,20 +255,22 @@ mod tests {
     use chassis::identity::{AppRight, Role};
     use std::fs;
 
-    const NOW: SystemTime = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(2_000_000_000)).unwrap();
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000)
+    }
 
     fn csr(key: &KeyPair) -> Vec<u8> {
         CertificateParams::default().serialize_request(key).unwrap().der().to_vec()
     }
 
     fn name() -> PeerId {
-        let right = AppRight::new("shop", &["/a b".to_owned()]).unwrap();
+        let right = AppRight::new("shop", &["/a-b".to_owned()]).unwrap();
         PeerId {
             cluster: "servery".to_owned(),
             role: Role::AppServer,
             instance: "n-1".to_owned(),
             apps: vec![right],
-            not_after: NOW + DAY,
+            not_after: now() + DAY,
         }
     }
 
@@ -276,8 +278,8 @@ mod tests {
     fn an_identity_carries_exactly_the_name_it_was_given() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
-        let ca = InternalCa::open(&store, "servery", NOW).unwrap();
-        let issued = ca.identity(&csr(&KeyPair::generate().unwrap()), &name(), NOW).unwrap();
+        let ca = InternalCa::open(&store, "servery", now()).unwrap();
+        let issued = ca.identity(&csr(&KeyPair::generate().unwrap()), &name(), now()).unwrap();
         assert_eq!(PeerId::from_certificate(&issued.chain[0]).unwrap(), name());
         assert_eq!(issued.chain.len(), 2);
     }
@@ -286,8 +288,8 @@ mod tests {
     fn the_root_is_made_once_and_kept() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
-        let first = InternalCa::open(&store, "servery", NOW).unwrap();
-        let again = InternalCa::open(&store, "servery", NOW).unwrap();
+        let first = InternalCa::open(&store, "servery", now()).unwrap();
+        let again = InternalCa::open(&store, "servery", now()).unwrap();
         assert_eq!(first.root(), again.root());
         assert_eq!(first.root_hash(), again.root_hash());
         assert_eq!(first.intermediate, again.intermediate);
@@ -299,7 +301,7 @@ mod tests {
         fs::create_dir(directory.path().join("ca.half")).unwrap();
         fs::write(directory.path().join("ca.half/root.key"), "half").unwrap();
         let store = Store::open(directory.path()).unwrap();
-        InternalCa::open(&store, "servery", NOW).unwrap();
+        InternalCa::open(&store, "servery", now()).unwrap();
     }
 
     #[test]
@@ -317,9 +319,9 @@ mod tests {
         for (name, break_it) in damage {
             let directory = tempfile::tempdir().unwrap();
             let store = Store::open(directory.path()).unwrap();
-            InternalCa::open(&store, "servery", NOW).unwrap();
+            InternalCa::open(&store, "servery", now()).unwrap();
             break_it(&directory.path().join("ca").join(name));
-            let Err(error) = InternalCa::open(&store, "servery", NOW) else { panic!("{name} was accepted") };
+            let Err(error) = InternalCa::open(&store, "servery", now()) else { panic!("{name} was accepted") };
             let text = error.to_string();
             assert!(text.contains("damaged") && text.contains("backup"), "{text}");
         }
@@ -330,7 +332,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
         store.write("records.json", "{}").unwrap();
-        assert!(matches!(InternalCa::open(&store, "servery", NOW), Err(StoreError::Damaged { .. })));
+        assert!(matches!(InternalCa::open(&store, "servery", now()), Err(StoreError::Damaged { .. })));
         assert!(!store.contains("ca"));
     }
 
@@ -338,11 +340,11 @@ mod tests {
     fn the_intermediate_is_renewed_under_the_same_root_before_its_end() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
-        let before = InternalCa::open(&store, "servery", NOW).unwrap();
-        let after = InternalCa::open(&store, "servery", NOW + 300 * DAY).unwrap();
+        let before = InternalCa::open(&store, "servery", now()).unwrap();
+        let after = InternalCa::open(&store, "servery", now() + 300 * DAY).unwrap();
         assert_eq!(before.root(), after.root());
         assert_ne!(before.intermediate, after.intermediate);
-        let expired = InternalCa::open(&store, "servery", NOW + 11 * 365 * DAY);
+        let expired = InternalCa::open(&store, "servery", now() + 11 * 365 * DAY);
         assert!(expired.is_err(), "an expired root is not used");
     }
 
@@ -350,12 +352,12 @@ mod tests {
     fn a_request_that_is_not_signed_by_its_own_key_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
-        let ca = InternalCa::open(&store, "servery", NOW).unwrap();
+        let ca = InternalCa::open(&store, "servery", now()).unwrap();
         let mut csr = csr(&KeyPair::generate().unwrap());
-        ca.identity(&csr, &name(), NOW).unwrap();
+        ca.identity(&csr, &name(), now()).unwrap();
         let last = csr.len() - 1;
         csr[last] ^= 1;
-        assert!(matches!(ca.identity(&csr, &name(), NOW), Err(IssueError::Request(_))));
-        assert!(ca.identity(b"garbage", &name(), NOW).is_err());
+        assert!(matches!(ca.identity(&csr, &name(), now()), Err(IssueError::Request(_))));
+        assert!(ca.identity(b"garbage", &name(), now()).is_err());
     }
 }

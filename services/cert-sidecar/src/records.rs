@@ -2,7 +2,7 @@
 //! of a new token; `enrolment` and `control` ask, the store keeps it as one file so that every change is whole.
 
 use crate::config::Right;
-use chassis::identity::Role;
+use chassis::identity::{JoinToken, RootHash};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -85,7 +85,7 @@ pub(crate) const MAX_TOKENS: usize = 1_000;
 
 impl Records {
     /// The token text of `right`'s slot, made if there is none; `rotate` replaces it. True if the records changed.
-    pub(crate) fn token(&mut self, right: &Right, rotate: bool, root: &[u8; 32]) -> (String, bool) {
+    pub(crate) fn token(&mut self, right: &Right, rotate: bool, root: &RootHash) -> (String, bool) {
         let slot = right.slot();
         let current = self.tokens.get(&slot).filter(|token| !rotate && token.right == *right);
         let changed = current.is_none();
@@ -96,9 +96,9 @@ impl Records {
             let (id, secret) = kept.map_or_else(fresh, |token| (token.id.clone(), token.secret.clone()));
             Token { right: right.clone(), id, secret }
         });
-        let text = format!("servery1.{}.{}.{}.{}", right.role(), hex::encode(root), token.id, token.secret);
+        let (id, secret) = (token.id.clone(), token.secret.clone());
         self.tokens.insert(slot, token);
-        (text, changed)
+        (JoinToken { role: right.role(), root: *root, id, secret }.expose(), changed)
     }
 
     /// How many tokens there are.
@@ -110,17 +110,15 @@ impl Records {
     ///
     /// # Errors
     /// The token is not one of ours, or not any more.
-    pub(crate) fn redeem(&self, text: &str, root: &[u8; 32]) -> Result<Right, Refusal> {
-        let parts: Vec<_> = text.trim().split('.').collect();
-        let &["servery1", role, hash, id, secret] = parts.as_slice() else { return Err(Refusal::Malformed) };
-        let role: Role = role.parse().map_err(|_| Refusal::Malformed)?;
-        if hash != hex::encode(root) {
+    pub(crate) fn redeem(&self, text: &str, root: &RootHash) -> Result<Right, Refusal> {
+        let JoinToken { role, root: named, id, secret } = JoinToken::parse(text).map_err(|_| Refusal::Malformed)?;
+        if named != *root {
             return Err(Refusal::Foreign);
         }
         let token = self.tokens.values().find(|token| token.id == id).ok_or(Refusal::Unknown)?;
-        let right: bool = token.secret.as_bytes().ct_eq(secret.as_bytes()).into();
+        let same: bool = token.secret.as_bytes().ct_eq(secret.as_bytes()).into();
         // the role in the text is for people: what counts is the right that belongs to the secret
-        if !right || token.right.role() != role {
+        if !same || token.right.role() != role {
             return Err(Refusal::Wrong);
         }
         Ok(token.right.clone())

@@ -1,13 +1,17 @@
 //! The directory in which the cert-sidecar keeps what must never be lost or read by others: one process at a time,
 //! every file 0600, every change whole or not at all. Knows files, not what they mean.
 
+use chassis::durable;
 use rustix::fs::{FlockOperation, flock};
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
+
+/// Records of 100,000 instances fit in.
+const FILE_MAX: u64 = 64 << 20;
 
 /// The directory, held by an exclusive lock until dropped.
 #[derive(Debug)]
@@ -38,7 +42,7 @@ impl Store {
     /// Opens the directory, making it where it is missing.
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
         let io = |source| StoreError::Io { path: path.to_owned(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
+        durable::make_directory(path).map_err(io)?;
         let file = path.join("lock");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(file).map_err(io)?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -64,10 +68,10 @@ impl Store {
     /// A file's content, `None` where there is no such file.
     pub(crate) fn read(&self, name: &str) -> Result<Option<String>, StoreError> {
         let path = self.path.join(name);
-        match fs::read_to_string(&path) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(self.damaged(name, "it is not text")),
+        match durable::read(&path, FILE_MAX) {
+            Ok(Some(bytes)) => String::from_utf8(bytes).map(Some).map_err(|_| self.damaged(name, "it is not text")),
+            Ok(None) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(self.damaged(name, error)),
             Err(source) => Err(StoreError::Io { path, source }),
         }
     }
@@ -85,34 +89,18 @@ impl Store {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
             Ok(()) | Err(_) => {}
         }
-        DirBuilder::new().mode(0o700).create(&half).map_err(io)?;
         for (file, text) in files {
             write_private(&half.join(file), text)?;
         }
-        fs::rename(&half, &path).and_then(|()| sync_directory(&self.path)).map_err(io)
+        durable::rename(&half, &path).map_err(io)
     }
 }
 
-/// Writes `text` to `path` with mode 0600: to a new file beside it, synced, then renamed over it.
+/// Writes `text` to `path` with mode 0600, whole or not at all; makes the directories above it.
 pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), StoreError> {
-    let io = |source| StoreError::Io { path: path.to_owned(), source };
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(io)?;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".half");
-    let half = parent.join(name);
-    match fs::remove_file(&half) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
-        Ok(()) | Err(_) => {}
-    }
-    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&half).map_err(io)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io)?;
-    fs::rename(&half, path).and_then(|()| sync_directory(parent)).map_err(io)
-}
-
-/// Makes a rename in `path` last.
-fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+    let parent = path.parent().map_or(Ok(()), durable::make_directory);
+    let written = parent.and_then(|()| durable::write(path, text.as_bytes()));
+    written.map_err(|source| StoreError::Io { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -133,7 +121,6 @@ mod tests {
     fn files_are_private_and_leftovers_of_a_crash_do_no_harm() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
-        fs::write(directory.path().join("a.half"), "half").unwrap();
         store.write("a", "whole").unwrap();
         assert_eq!(store.read("a").unwrap().as_deref(), Some("whole"));
         assert_eq!(fs::metadata(directory.path().join("a")).unwrap().permissions().mode() & 0o777, 0o600);
