@@ -5,6 +5,7 @@ pub mod admin;
 pub mod backoff;
 pub mod config;
 pub mod discovery;
+pub mod durable;
 pub mod identity;
 pub mod lifecycle;
 pub mod listen;

@@ -68,7 +68,8 @@ impl AppRight {
     pub(super) fn from_uri(uri: &str) -> Option<(&str, Self)> {
         let (cluster, rest) = uri.strip_prefix("servery://")?.split_once("/app/")?;
         let (app, query) = rest.split_once('?')?;
-        let prefixes = query.split('&').map(|pair| decode(pair.strip_prefix("prefix=")?)).collect::<Option<Vec<_>>>()?;
+        let prefixes =
+            query.split('&').map(|pair| decode(pair.strip_prefix("prefix=")?)).collect::<Option<Vec<_>>>()?;
         let right = Self::new(&decode(app)?, &prefixes).ok()?;
         (super::is_cluster(cluster) && right.to_uri(cluster) == uri).then_some((cluster, right))
     }

@@ -49,7 +49,8 @@ fn a_name_is_one_spiffe_uri_of_three_parts() {
 #[test]
 fn rights_are_of_the_same_cluster_and_of_app_servers_only() {
     let name = "spiffe://a/app_server/n";
-    let peer = read(&[name, "servery://a/app/shop?prefix=/cart&prefix=/shop", "servery://a/app/blog?prefix=/"]).unwrap();
+    let peer =
+        read(&[name, "servery://a/app/shop?prefix=/cart&prefix=/shop", "servery://a/app/blog?prefix=/"]).unwrap();
     assert!(peer.may_claim("shop", "/cart/7") && peer.may_claim("blog", "/anything"));
     assert!(!peer.may_claim("shop", "/") && !peer.may_claim("other", "/cart"));
 
