@@ -1,43 +1,54 @@
-//! The built-in demo application: an ordinary `axum::Router`, as a user would write it, whose answers show how the
-//! cluster behaves. What it takes from a path is bounded; it keeps no state.
+//! The demo application: what runs in a worker when there is no other, what the tests and load scenarios ask, and what a
+//! person sees first. In: any request. Out: answers that show which node and worker made them. Every endpoint that
+//! costs something has a bound, because it stands on the public internet wherever somebody tries Servery out.
 
 use axum::{
     Json, Router,
     body::{Body, Bytes},
     extract::{
-        Path, Request, WebSocketUpgrade,
-        ws::{Message, WebSocket},
+        Path, Request,
+        ws::{WebSocket, WebSocketUpgrade},
     },
     http::{HeaderMap, StatusCode, Uri, header},
     response::{
-        Html, IntoResponse, Response, Sse,
-        sse::{Event, KeepAlive},
+        Html, IntoResponse, Response,
+        sse::{Event, Sse},
     },
     routing::{any, get},
 };
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::{Stream, stream};
 use serde::Serialize;
 use servery_worker::Placement;
 use std::{
     collections::BTreeMap,
     convert::Infallible,
-    hint, process,
+    hint::black_box,
+    net::IpAddr,
+    process,
     time::{Duration, Instant},
 };
+use tokio::time::sleep;
 
-const MAX_SLEEP_MS: u64 = 600_000;
-const MAX_BURN_MS: u64 = 60_000;
-const MAX_EVENTS: u64 = 100_000;
-const MAX_BYTES: u64 = 1 << 30;
+mod page;
 
-/// The demo application's routes.
+/// Bounds of what a visitor may ask for.
+const SLEEP_MAX_MS: u64 = 60_000;
+const BURN_MAX_MS: u64 = 10_000;
+const EVENTS_MAX: u64 = 100_000;
+const BYTES_MAX: u64 = 1 << 30;
+
+/// `/bytes` is sent in pieces of this size.
+const PIECE: usize = 64 * 1024;
+static PIECE_OF_BYTES: [u8; PIECE] = [b'x'; PIECE];
+
+/// The application.
 pub fn router() -> Router {
     Router::new()
-        .route("/", get(page))
-        .route("/hello", get("Hello World!"))
-        .route("/whoami", get(whoami))
-        .route("/sleep/{ms}", get(sleep))
-        .route("/burn/{ms}", get(burn))
+        .route("/", get(index))
+        .route("/hello", get(|| async { "Hello World!" }))
+        .route("/whoami", any(whoami))
+        .route("/sleep/{ms}", any(sleep_for))
+        .route("/burn/{ms}", any(burn))
         .route("/echo", any(echo))
         .route("/stream/{n}/{ms}", get(events))
         .route("/ws", any(websocket))
@@ -46,203 +57,174 @@ pub fn router() -> Router {
         .route("/headers", any(headers))
 }
 
-async fn page(placement: Placement, fields: HeaderMap) -> Html<String> {
-    let values = [
-        ("{node}", &*placement.node),
-        ("{worker}", &placement.position.to_string()),
-        ("{pid}", &process::id().to_string()),
-        ("{prefix}", field(&fields, "x-forwarded-prefix")),
-    ];
-    let mut page = include_str!("demo/page.html").to_owned();
-    for (mark, value) in values {
-        page = page.replace(mark, &escape(value));
-    }
-    Html(page)
-}
-
-/// The prefix is the client's word as far as it matched a route: never markup.
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
+/// Who answered, and what the application knows of the request.
 #[derive(Debug, Serialize)]
 struct Whoami {
     node: String,
+    /// The worker's position.
     worker: u32,
     pid: u32,
-    request_id: String,
-    client_ip: String,
-    scheme: String,
-    host: String,
+    request_id: Option<String>,
+    client_ip: Option<String>,
+    scheme: Option<String>,
+    host: Option<String>,
+    /// As the client sent it, without the query.
     path: String,
     app: String,
 }
 
-async fn whoami(placement: Placement, uri: Uri, fields: HeaderMap) -> Json<Whoami> {
-    let first = |name| field(&fields, name).split(',').next().unwrap_or_default().trim().to_owned();
-    Json(Whoami {
-        node: placement.node.to_string(),
-        worker: placement.position,
-        pid: process::id(),
-        request_id: first("x-request-id"),
-        client_ip: first("x-forwarded-for"),
-        scheme: first("x-forwarded-proto"),
-        host: field(&fields, "host").to_owned(),
-        path: uri.path().to_owned(),
-        app: placement.app.to_string(),
-    })
-}
-
-fn field<'a>(fields: &'a HeaderMap, name: &str) -> &'a str {
-    fields.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
-}
-
-fn at_most(limit: u64, value: u64) -> Result<(), (StatusCode, String)> {
-    if value <= limit { Ok(()) } else { Err((StatusCode::BAD_REQUEST, format!("at most {limit}\n"))) }
-}
-
-async fn sleep(Path(ms): Path<u64>) -> Result<String, (StatusCode, String)> {
-    at_most(MAX_SLEEP_MS, ms)?;
-    tokio::time::sleep(Duration::from_millis(ms)).await;
-    Ok(format!("slept {ms} ms\n"))
-}
-
-async fn burn(Path(ms): Path<u64>) -> Result<String, (StatusCode, String)> {
-    at_most(MAX_BURN_MS, ms)?;
-    let burnt = tokio::task::spawn_blocking(move || {
-        let (start, mut rounds) = (Instant::now(), 0_u64);
-        while start.elapsed() < Duration::from_millis(ms) {
-            rounds = hint::black_box(rounds + 1);
+impl Whoami {
+    fn new(placement: &Placement, headers: &HeaderMap, uri: &Uri) -> Self {
+        let field = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        // the balancer's word; where there are trusted proxies before it, the first of the list is the client
+        let client = field("x-forwarded-for").and_then(|list| list.split(',').next().map(address));
+        let prefix = field("x-forwarded-prefix").unwrap_or_default();
+        Self {
+            node: placement.node.to_string(),
+            worker: placement.position,
+            pid: process::id(),
+            request_id: field("x-request-id"),
+            client_ip: client,
+            scheme: field("x-forwarded-proto"),
+            host: field("x-forwarded-host").or_else(|| field("host")),
+            path: format!("{}{}", prefix.trim_end_matches('/'), uri.path()),
+            app: placement.app.to_string(),
         }
-    });
-    match burnt.await {
-        Ok(()) => Ok(format!("burnt {ms} ms of CPU\n")),
-        Err(_) => Err((StatusCode::INTERNAL_SERVER_ERROR, "the worker is stopping\n".to_owned())),
     }
 }
 
-/// The body as it comes in, piece by piece, under its own type.
+/// An entry of X-Forwarded-For without the port that some proxies add.
+fn address(entry: &str) -> String {
+    let entry = entry.trim();
+    let socket = entry.parse::<std::net::SocketAddr>().map(|socket| socket.ip());
+    let bare = entry.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    socket.or(bare).map_or_else(|_| entry.to_owned(), |address| address.to_string())
+}
+
+async fn index(placement: Placement, headers: HeaderMap, uri: Uri) -> Html<String> {
+    Html(page::render(&Whoami::new(&placement, &headers, &uri)))
+}
+
+async fn whoami(placement: Placement, headers: HeaderMap, uri: Uri) -> Response {
+    // every answer may come from somebody else
+    ([(header::CACHE_CONTROL, "no-store")], Json(Whoami::new(&placement, &headers, &uri))).into_response()
+}
+
+async fn sleep_for(Path(ms): Path<u64>) -> Result<String, Bound> {
+    let ms = Bound::check(ms, SLEEP_MAX_MS)?;
+    sleep(Duration::from_millis(ms)).await;
+    Ok(format!("slept {ms} ms\n"))
+}
+
+/// Busy on a thread of its own: a worker's one thread serves its other requests meanwhile.
+async fn burn(Path(ms): Path<u64>) -> Result<String, Bound> {
+    let ms = Bound::check(ms, BURN_MAX_MS)?;
+    let burnt = tokio::task::spawn_blocking(move || {
+        let until = Instant::now() + Duration::from_millis(ms);
+        let mut rounds: u64 = 0;
+        while Instant::now() < until {
+            for _ in 0..1000 {
+                rounds = black_box(rounds.wrapping_add(1));
+            }
+        }
+        rounds
+    });
+    let rounds = burnt.await.unwrap_or_default();
+    Ok(format!("burnt {ms} ms of a core in {rounds} rounds\n"))
+}
+
+/// The body back as it comes in.
 async fn echo(request: Request) -> Response {
     let kind = request.headers().get(header::CONTENT_TYPE).cloned();
-    let mut response = Response::new(Body::from_stream(request.into_body().into_data_stream()));
+    let mut response = Response::new(request.into_body());
     if let Some(kind) = kind {
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
     }
     response
 }
 
-async fn events(
-    Path((n, ms)): Path<(u64, u64)>,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, (StatusCode, String)> {
-    at_most(MAX_EVENTS, n)?;
-    at_most(MAX_SLEEP_MS, ms)?;
-    let events = stream::iter(0..n).then(move |i| async move {
-        if i > 0 {
-            tokio::time::sleep(Duration::from_millis(ms)).await;
+/// `n` server-sent events, the first one at once, the others `ms` apart.
+async fn events(Path((n, ms)): Path<(u64, u64)>) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Bound> {
+    let (n, ms) = (Bound::check(n, EVENTS_MAX)?, Bound::check(ms, SLEEP_MAX_MS)?);
+    Ok(Sse::new(stream::unfold(0, move |sent| async move {
+        if sent >= n {
+            return None;
         }
-        Ok(Event::default().id(i.to_string()).data(format!("event {} of {n}", i + 1)))
-    });
-    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+        if sent > 0 {
+            sleep(Duration::from_millis(ms)).await;
+        }
+        Some((Ok(Event::default().id(sent.to_string()).data(format!("event {} of {n}", sent + 1))), sent + 1))
+    })))
 }
 
 async fn websocket(upgrade: WebSocketUpgrade) -> Response {
-    upgrade.on_upgrade(echo_messages)
+    upgrade.on_upgrade(converse)
 }
 
-async fn echo_messages(mut socket: WebSocket) {
+/// Every message back. Pings are answered below this.
+async fn converse(mut socket: WebSocket) {
     while let Some(Ok(message)) = socket.recv().await {
-        let echoed = match message {
-            Message::Text(_) | Message::Binary(_) => socket.send(message).await,
-            Message::Close(_) => return,
-            Message::Ping(_) | Message::Pong(_) => Ok(()), // axum answers pings
-        };
-        if echoed.is_err() {
+        if socket.send(message).await.is_err() {
             return;
         }
     }
 }
 
-async fn bytes(Path(n): Path<u64>) -> Result<Response, (StatusCode, String)> {
-    const PIECE: &[u8] = &[b'x'; 64 << 10];
-    at_most(MAX_BYTES, n)?;
+/// `n` bytes, made as they are sent.
+async fn bytes(Path(n): Path<u64>) -> Result<Response, Bound> {
+    let n = Bound::check(n, BYTES_MAX)?;
     let pieces = stream::unfold(n, |left| async move {
-        let size = left.min(PIECE.len() as u64);
-        // no larger than PIECE
-        let piece = Bytes::from_static(&PIECE[..usize::try_from(size).unwrap_or(PIECE.len())]);
-        (left > 0).then(|| (Ok::<_, Infallible>(piece), left - size))
+        let piece = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+        (piece > 0).then(|| (Ok::<_, Infallible>(Bytes::from_static(&PIECE_OF_BYTES[..piece])), left - piece as u64))
     });
-    let fields =
-        [(header::CONTENT_LENGTH, n.to_string()), (header::CONTENT_TYPE, "application/octet-stream".to_owned())];
-    Ok((fields, Body::from_stream(pieces)).into_response())
+    let headers = [(header::CONTENT_TYPE, "text/plain".to_owned()), (header::CONTENT_LENGTH, n.to_string())];
+    Ok((headers, Body::from_stream(pieces)).into_response())
 }
 
 async fn status(Path(code): Path<u16>) -> Response {
     match StatusCode::from_u16(code) {
-        Ok(code) if (200..600).contains(&code.as_u16()) => (code, format!("{code}\n")).into_response(),
-        Ok(_) | Err(_) => (StatusCode::BAD_REQUEST, "a status from 200 to 599, please\n").into_response(),
+        // one below 200 would not be the last word of this answer
+        Ok(status) if (200..600).contains(&code) => {
+            let has_body =
+                !matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED);
+            let body = if has_body { format!("{status}\n") } else { String::new() };
+            (status, body).into_response()
+        }
+        _ => (StatusCode::BAD_REQUEST, "a status between 200 and 599, please\n").into_response(),
     }
 }
 
-/// Every field of the request as the application sees it; a field that comes twice has two values.
-async fn headers(fields: HeaderMap) -> Json<BTreeMap<String, Vec<String>>> {
-    let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for (name, value) in &fields {
-        all.entry(name.to_string()).or_default().push(String::from_utf8_lossy(value.as_bytes()).into_owned());
+/// The request's fields as the application sees them; several of one name are joined as RFC 9110, 5.3 has it.
+async fn headers(headers: HeaderMap) -> Json<BTreeMap<String, String>> {
+    let mut fields: BTreeMap<String, String> = BTreeMap::new();
+    for (name, value) in &headers {
+        let value = String::from_utf8_lossy(value.as_bytes());
+        let joined = fields.entry(name.as_str().to_owned()).or_default();
+        if !joined.is_empty() {
+            joined.push_str(", ");
+        }
+        joined.push_str(&value);
     }
-    Json(all)
+    Json(fields)
+}
+
+/// Somebody asked for more than there is.
+#[derive(Debug)]
+struct Bound {
+    most: u64,
+}
+
+impl Bound {
+    fn check(asked: u64, most: u64) -> Result<u64, Self> {
+        if asked <= most { Ok(asked) } else { Err(Self { most }) }
+    }
+}
+
+impl IntoResponse for Bound {
+    fn into_response(self) -> Response {
+        (StatusCode::BAD_REQUEST, format!("at most {}, please\n", self.most)).into_response()
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use http_body_util::BodyExt as _;
-    use tower::ServiceExt as _;
-
-    async fn ask(request: Request) -> (StatusCode, String) {
-        let response = router().oneshot(request).await.unwrap();
-        let status = response.status();
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        (status, String::from_utf8(body.to_vec()).unwrap())
-    }
-
-    async fn get(path: &str) -> (StatusCode, String) {
-        ask(Request::get(path).body(Body::empty()).unwrap()).await
-    }
-
-    #[tokio::test]
-    async fn it_says_hello() {
-        assert_eq!(get("/hello").await, (StatusCode::OK, "Hello World!".to_owned()));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_a_path_asks_for_is_bounded() {
-        assert_eq!(get("/sleep/100").await.1, "slept 100 ms\n");
-        for path in
-            ["/sleep/600001", "/burn/60001", "/stream/100001/1", "/bytes/1073741825", "/status/199", "/status/600"]
-        {
-            assert_eq!(get(path).await.0, StatusCode::BAD_REQUEST, "{path}");
-        }
-        assert_eq!(get("/sleep/x").await.0, StatusCode::BAD_REQUEST);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn events_come_one_by_one() {
-        let (status, body) = get("/stream/3/50").await;
-        assert_eq!(status, StatusCode::OK);
-        assert_eq!(body.matches("data: event").count(), 3);
-    }
-
-    #[tokio::test]
-    async fn bytes_and_echo_are_exact() {
-        for n in [0, 1, 65_536, 200_000] {
-            assert_eq!(get(&format!("/bytes/{n}")).await.1.len(), n);
-        }
-        let request = Request::post("/echo").body(Body::from("there and back")).unwrap();
-        assert_eq!(ask(request).await.1, "there and back");
-    }
-
-    #[test]
-    fn a_page_never_contains_what_a_client_made_up() {
-        assert_eq!(escape("/<script>\"&"), "/&lt;script&gt;&quot;&amp;");
-    }
-}
+mod tests;

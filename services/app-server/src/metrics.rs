@@ -89,6 +89,8 @@ impl Counters {
                 counter.increment(code.count);
             }
         }
+        // answered, by us
+        self.codes[3].increment(heartbeat.denied);
         self.denied.increment(heartbeat.denied);
         self.refused.increment(heartbeat.refused);
     }

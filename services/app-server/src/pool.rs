@@ -249,3 +249,6 @@ async fn refuse_all(socket: TcpListener, for_long: Duration) {
 pub(crate) fn bind_all(first: ListenAddr, workers: u32) -> io::Result<Vec<TcpListener>> {
     (0..workers).map(|_| bind(first)).collect()
 }
+
+#[cfg(test)]
+mod tests;

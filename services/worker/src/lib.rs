@@ -132,6 +132,11 @@ pub struct Placement {
 }
 
 impl Placement {
+    /// For tests of an application: put it into a request's extensions.
+    pub fn for_test(app: &str, node: &str, position: u32, generation: u64) -> Self {
+        Self { app: app.into(), node: node.into(), position, generation }
+    }
+
     fn new(configure: &Configure) -> Self {
         Self {
             app: configure.app.as_str().into(),

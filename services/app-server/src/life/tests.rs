@@ -57,6 +57,10 @@ impl Actor {
         let mut actor = Self::born();
         assert!(matches!(actor.told().await, Order::Configure(_)));
         actor.say(News::Ready(Ready { protocol_version: proto::PROTOCOL_VERSION, capacity: 8 })).await;
+        // heard, too
+        while actor.events.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
         actor
     }
 
