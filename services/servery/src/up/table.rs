@@ -37,7 +37,7 @@ pub(super) fn render(plan: &Plan, home: &Path) -> String {
             root = root.display(),
         );
     }
-    let _ = writeln!(out, "\nCtrl-C drains and stops.\n");
+    let _ = writeln!(out, "\nCtrl-C finishes what is in flight and stops.\n");
     out
 }
 
