@@ -15,7 +15,11 @@ use crate::{
 use proto::identity::{EnrolRequest, Issued, RenewRequest, identity_client::IdentityClient};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use std::{io, path::PathBuf, time::Duration};
+use std::{
+    io,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 use tokio::time::timeout;
 use tonic::{Code, Status, transport::Channel};
 
@@ -64,6 +68,8 @@ pub(super) enum EnrolError {
     Different(Box<PeerId>),
     #[error("the cert-sidecar's answer is under another root")]
     OtherRoot,
+    #[error("the cert-sidecar's answer is {0} by this machine's clock")]
+    OutOfTime(&'static str),
     #[error(transparent)]
     Files(#[from] FilesError),
 }
@@ -72,7 +78,7 @@ impl EnrolError {
     /// Whether the sidecar, or who answers in its place, has judged us or been judged: asking again soon is no use.
     pub(super) fn is_verdict(&self) -> bool {
         match self {
-            Self::Refused(_) | Self::Answer(_) | Self::Different(_) | Self::OtherRoot => true,
+            Self::Refused(_) | Self::Answer(_) | Self::Different(_) | Self::OtherRoot | Self::OutOfTime(_) => true,
             Self::Connect(error) => error.is_untrusted(),
             Self::TokenUnreadable { .. }
             | Self::TokenMalformed { .. }
@@ -98,7 +104,9 @@ impl EnrolError {
                 "is it running, and is `sidecar` its address?"
             }
             Self::Refused(_) => "`servery certs token ROLE` prints a token that is good now",
-            Self::Answer(_) | Self::Different(_) | Self::OtherRoot => "are the clocks of both machines right?",
+            Self::Answer(_) | Self::Different(_) | Self::OtherRoot | Self::OutOfTime(_) => {
+                "are the clocks of both machines right?"
+            }
             Self::Key(_) | Self::Files(_) => "see the reason",
         }
     }
@@ -184,6 +192,14 @@ impl Key {
     fn material(self, issued: Issued) -> Result<Material, EnrolError> {
         let chain = issued.chain.into_iter().map(CertificateDer::from).collect();
         let material = Material::new(chain, self.der, CertificateDer::from(issued.root))?;
+        // Taken, it would be replaced at once by the next one just like it.
+        let now = SystemTime::now();
+        if material.peer().not_after <= now {
+            return Err(EnrolError::OutOfTime("expired"));
+        }
+        if material.not_before() > now {
+            return Err(EnrolError::OutOfTime("not valid yet"));
+        }
         if material.peer().instance == issued.instance {
             Ok(material)
         } else {

@@ -102,8 +102,11 @@ async fn later(config: &EnrolConfig) {
 /// Renews the identity each time it is due; enrols anew if it expired meanwhile.
 pub(super) async fn keep_renewed(identity: &Identity, files: &Files, config: &EnrolConfig, discovery: &Discovery) {
     let mut complaints = Complaints::default();
+    // What was on disk may be overdue. What has just been issued is not, however far back its first day was put for
+    // the sake of clocks that are behind.
+    let mut due = identity.material().renewal_due();
     loop {
-        until(identity.material().renewal_due()).await;
+        until(due).await;
         let life = identity.material().lifetime();
         let cap = (life / RENEWAL_CAP).min(RENEWAL_CAP_MAX);
         let mut backoff = Backoff::new((life / RENEWAL_FIRST).min(cap), cap.max(SOON.0));
@@ -134,6 +137,7 @@ pub(super) async fn keep_renewed(identity: &Identity, files: &Files, config: &En
                 }
             }
         }
+        due = identity.material().renewal_due_from(SystemTime::now());
     }
 }
 

@@ -104,7 +104,12 @@ impl Material {
 
     /// When to ask for the next one.
     pub fn renewal_due(&self) -> SystemTime {
-        self.not_before + self.lifetime() / RENEWED_AFTER
+        self.renewal_due_from(self.not_before)
+    }
+
+    /// The same for one that was issued at `issued`.
+    pub fn renewal_due_from(&self, issued: SystemTime) -> SystemTime {
+        issued + self.peer.not_after.duration_since(issued).unwrap_or_default() / RENEWED_AFTER
     }
 
     /// How long it is good for in all.
