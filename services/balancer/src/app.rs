@@ -100,7 +100,7 @@ impl App {
             }),
             changed: Notify::new(),
             started: Instant::now(),
-            metrics: AppMetrics::new(name),
+            metrics: AppMetrics::register(name),
         }
     }
 

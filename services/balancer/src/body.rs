@@ -204,7 +204,8 @@ impl HttpBody for RequestBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let length = self.0.as_ref().map_or(Some(0), |reader| reader.source.length.map(|length| length - reader.passed));
+        let length =
+            self.0.as_ref().map_or(Some(0), |reader| reader.source.length.map(|length| length - reader.passed));
         length.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }

@@ -95,7 +95,7 @@ impl<W> Dispatch<W> {
             free: Levels::default(),
             open: 0,
             held: 0,
-            queue: Queue::new(),
+            queue: Queue::default(),
             queue_length,
         }
     }
@@ -282,8 +282,7 @@ impl<W> Dispatch<W> {
         });
         self.numbers += 1;
         let endpoint = Arc::new(Endpoint::new(EndpointId { number: self.numbers, seat }, node, worker));
-        self.seats[seat as usize] =
-            Some(Seat { endpoint, worker: worker.clone(), held: 0, listed: true, open: false });
+        self.seats[seat as usize] = Some(Seat { endpoint, worker: worker.clone(), held: 0, listed: true, open: false });
         seat
     }
 

@@ -23,7 +23,7 @@ impl Edge {
             pool: Pool::new(shared.config.connect_timeout),
             shared,
             log,
-            metrics: EdgeMetrics::new(),
+            metrics: EdgeMetrics::register(),
             rng: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
             tasks: TaskTracker::new(),
         }

@@ -115,7 +115,8 @@ impl Hop {
         if !self.trusted {
             return self.peer;
         }
-        let fields: Vec<&str> = headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
+        let fields: Vec<&str> =
+            headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
         let mut client = self.peer;
         for hop in fields.iter().rev().flat_map(|field| field.rsplit(',')) {
             let Some(address) = parse_address(hop.trim()) else { break };
@@ -153,7 +154,8 @@ impl Hop {
         }
         let host = host.to_str().unwrap_or_default();
         let _ = write!(forwarded, ";host=\"{host}\";proto={}", self.scheme);
-        let forwarded = HeaderValue::try_from(forwarded).expect("a valid host has nothing that a quoted string refuses");
+        let forwarded =
+            HeaderValue::try_from(forwarded).expect("a valid host has nothing that a quoted string refuses");
         append(headers, header::FORWARDED, &forwarded);
     }
 }
@@ -194,7 +196,8 @@ pub fn trace_id(headers: &HeaderMap) -> Option<HeaderValue> {
     let mut parts = value.as_bytes().split(|byte| *byte == b'-');
     let (version, id) = (parts.next()?, parts.next()?);
     let hexadecimal = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
-    let good = version.len() == 2 && id.len() == 32 && id.iter().all(hexadecimal) && id.iter().any(|byte| *byte != b'0');
+    let good =
+        version.len() == 2 && id.len() == 32 && id.iter().all(hexadecimal) && id.iter().any(|byte| *byte != b'0');
     good.then(|| HeaderValue::from_bytes(id).expect("hexadecimal digits are a field value"))
 }
 

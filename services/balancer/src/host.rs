@@ -43,7 +43,9 @@ impl<'a> Host<'a> {
         };
         let port = match port {
             "" => None,
-            digits if digits.len() <= 5 && digits.bytes().all(|byte| byte.is_ascii_digit()) => Some(digits.parse().ok()?),
+            digits if digits.len() <= 5 && digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+                Some(digits.parse().ok()?)
+            }
             _ => return None,
         };
         Some(Self { name, port })
@@ -105,7 +107,22 @@ mod tests {
         assert_eq!(parsed("example.com.:8080"), Some(("example.com".to_owned(), Some(8080))));
         assert_eq!(parsed("a_b-c.d:"), Some(("a_b-c.d".to_owned(), None)));
         assert_eq!(parsed("[0::1]:443"), Some(("[::1]".to_owned(), Some(443))));
-        for bad in ["", ":80", "a b", "a:b", "a:99999", "a:1:2", "[::1", "[::1]x", "[]", "user@host", "a/b", "a?b", "::1", "a:+1"] {
+        for bad in [
+            "",
+            ":80",
+            "a b",
+            "a:b",
+            "a:99999",
+            "a:1:2",
+            "[::1",
+            "[::1]x",
+            "[]",
+            "user@host",
+            "a/b",
+            "a?b",
+            "::1",
+            "a:+1",
+        ] {
             assert_eq!(parsed(bad), None, "{bad:?}");
         }
     }

@@ -34,7 +34,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Header fields of a request. hyper's own limit for HTTP/1.1; HTTP/2 has none, so we count.
 const FIELDS: usize = 100;
-/// Bytes of an HTTP/1.1 head, and of what is buffered of a body that is not read yet.
+/// Bytes of an HTTP/1.1 head. The buffer's own limit is no limit: a single read may overshoot it.
+const HEAD: usize = 32 * 1024;
+/// Bytes that are buffered of a body that is not read yet.
 const BUFFER: usize = 64 * 1024;
 /// Bytes of an HTTP/2 head, counted as RFC 9113 section 6.5.2 does: 32 per field on top.
 const HEADER_LIST: u32 = 32 * 1024;
@@ -86,7 +88,11 @@ impl Server {
     /// `redirect_to`: the port of HTTPS, for the plain listener beside it.
     pub fn new(edge: &Rc<Edge>, scheme: &'static str, redirect_to: Option<u16>) -> Self {
         let mut http1 = http1::Builder::new();
-        http1.timer(TokioTimer::new()).header_read_timeout(edge.shared.config.header_timeout).max_buf_size(BUFFER);
+        http1
+            .timer(TokioTimer::new())
+            .header_read_timeout(edge.shared.config.header_timeout)
+            .max_header_size(HEAD)
+            .max_buf_size(BUFFER);
         let mut http2 = http2::Builder::new(LocalExecutor);
         http2
             .timer(TokioTimer::new())
@@ -104,8 +110,13 @@ impl Server {
 
     /// Serves one connection to its end. Once `draining`, requests in flight are answered and no more taken:
     /// `Connection: close`, or GOAWAY.
-    pub async fn serve<S>(&self, stream: S, peer: std::net::SocketAddr, protocol: Protocol, draining: &CancellationToken)
-    where
+    pub async fn serve<S>(
+        &self,
+        stream: S,
+        peer: std::net::SocketAddr,
+        protocol: Protocol,
+        draining: &CancellationToken,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let config = &self.edge.shared.config;

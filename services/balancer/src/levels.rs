@@ -42,7 +42,8 @@ impl Levels {
                 self.occupied.resize(level as usize / 64 + 1, 0);
             }
             let bucket = &mut self.buckets[level as usize];
-            let at = u32::try_from(bucket.len()).expect("a bucket holds at most all seats, which are counted in 32 bits");
+            let at =
+                u32::try_from(bucket.len()).expect("a bucket holds at most all seats, which are counted in 32 bits");
             bucket.push(seat);
             self.places[seat as usize] = Some((level, at));
             self.occupied[level as usize / 64] |= 1 << (level % 64);

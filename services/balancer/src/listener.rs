@@ -84,7 +84,7 @@ pub fn spawn_cores(shared: &Arc<Shared>, sockets: Vec<Sockets>, lifecycle: &Life
     spawn_cores_logging_to(stdout, shared, sockets, lifecycle)
 }
 
-fn spawn_cores_logging_to(
+pub(crate) fn spawn_cores_logging_to(
     log: impl Write + Send + 'static,
     shared: &Arc<Shared>,
     sockets: Vec<Sockets>,
@@ -133,9 +133,11 @@ impl Core {
         keepers.spawn_local(keep(Rc::clone(&edge)));
 
         let redirect_to = self.shared.https_port;
-        let plain = self.sockets.http.map(|socket| Listener::new(socket, Server::new(&edge, "http", redirect_to), None));
+        let plain =
+            self.sockets.http.map(|socket| Listener::new(socket, Server::new(&edge, "http", redirect_to), None));
         let tls = (self.acceptor, self.shared.config.handshake_timeout);
-        let secure = self.sockets.https.map(|socket| Listener::new(socket, Server::new(&edge, "https", None), Some(tls)));
+        let secure =
+            self.sockets.https.map(|socket| Listener::new(socket, Server::new(&edge, "https", None), Some(tls)));
         let (plain, secure) = (plain.transpose()?, secure.transpose()?);
         let serve = async |listener: Option<Listener>| {
             if let Some(listener) = listener {
@@ -181,9 +183,10 @@ impl Listener {
         let mut connections = JoinSet::new();
         let accepting = async {
             loop {
-                // the slot first: who has none waits in the kernel's queue, not in our memory
-                let Ok(slot) = Arc::clone(slots).acquire_owned().await else { return };
                 let (stream, peer) = accept(&self.socket).await;
+                // While there is no slot nothing more is accepted here: it waits in the kernel's queue, not in our
+                // memory. (The slot before the connection would be one slot per idle listener.)
+                let Ok(slot) = Arc::clone(slots).acquire_owned().await else { return };
                 // ended ones are cleared here, so that the set is no longer than what is open
                 while let Some(ended) = connections.try_join_next() {
                     report(ended);

@@ -1,7 +1,11 @@
 //! The balancer's metrics of the data plane. Counters and histograms are handles, made once per app, listener or
 //! process and never per request (a handle costs 11 ns, the macro 354); gauges are read from the apps at scrape.
 
-use crate::{app::Apps, endpoint::WorkerState, reject::Reject};
+use crate::{
+    app::{AppView, Apps, EndpointView, NodeView},
+    endpoint::WorkerState,
+    reject::Reject,
+};
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use std::fmt::Write;
 
@@ -43,7 +47,7 @@ pub struct AppMetrics {
 }
 
 impl AppMetrics {
-    pub fn new(app: &str) -> Self {
+    pub fn register(app: &str) -> Self {
         let app = app.to_owned();
         let classes = ["other", "1xx", "2xx", "3xx", "4xx", "5xx"];
         Self {
@@ -87,10 +91,10 @@ pub struct EdgeMetrics {
 }
 
 impl EdgeMetrics {
-    pub fn new() -> Self {
+    pub fn register() -> Self {
         let rejects = |reason: &'static str| counter!("servery_balancer_rejects_total", "reason" => reason);
         Self {
-            unrouted: AppMetrics::new(""),
+            unrouted: AppMetrics::register(""),
             rejects: Reject::ALL.map(|reject| rejects(reject.label())),
             malformed: rejects("malformed"),
             too_large: rejects("header_too_large"),
@@ -135,82 +139,142 @@ pub struct ConnectionGauges {
 
 impl ConnectionGauges {
     pub fn new(listener: &'static str) -> Self {
-        let gauge = |state: &'static str| gauge!("servery_balancer_connections", "listener" => listener, "state" => state);
+        let gauge =
+            |state: &'static str| gauge!("servery_balancer_connections", "listener" => listener, "state" => state);
         Self { handshake: gauge("handshake"), open: gauge("open") }
     }
 }
 
 /// What the apps hold now, as Prometheus text: written at scrape, so a series ends with its node.
 pub fn render(apps: &Apps, out: &mut String) {
-    let views: Vec<_> = apps.all().iter().map(|app| app.view()).collect();
-    let mut family = |name: &str, kind: &str, samples: &mut dyn FnMut(&mut dyn FnMut(std::fmt::Arguments<'_>, f64))| {
-        let _ = writeln!(out, "# TYPE servery_balancer_{name} {kind}");
-        samples(&mut |labels, value| {
-            let _ = writeln!(out, "servery_balancer_{name}{{{labels}}} {value}");
-        });
-    };
-    family("queue_depth", "gauge", &mut |sample| {
-        for view in &views {
-            sample(format_args!("app=\"{}\"", view.name), count(view.queue_depth as u64));
-        }
-    });
-    family("in_flight", "gauge", &mut |sample| {
-        for view in &views {
-            sample(format_args!("app=\"{}\"", view.name), count(view.in_flight));
-        }
-    });
-    family("retry_budget", "gauge", &mut |sample| {
-        for view in &views {
-            sample(format_args!("app=\"{}\"", view.name), view.retry_budget);
-        }
-    });
-    family("permits", "gauge", &mut |sample| {
-        for view in &views {
-            let mut free = 0;
-            for node in view.nodes.iter().filter(|node| !node.draining) {
-                let ready = node.endpoints.iter().filter(|endpoint| endpoint.worker.state == WorkerState::Ready);
-                free += ready.map(|endpoint| u64::from(endpoint.worker.grant.saturating_sub(endpoint.held))).sum::<u64>();
-            }
-            sample(format_args!("app=\"{}\",state=\"free\"", view.name), count(free));
-            sample(format_args!("app=\"{}\",state=\"held\"", view.name), count(view.in_flight));
-        }
-    });
-    family("endpoints", "gauge", &mut |sample| {
-        for view in &views {
-            for state in [WorkerState::Starting, WorkerState::Ready, WorkerState::Draining] {
-                let endpoints = view.nodes.iter().flat_map(|node| &node.endpoints);
-                let number = endpoints.filter(|endpoint| endpoint.worker.state == state).count();
-                sample(format_args!("app=\"{}\",state=\"{}\"", view.name, state.as_str()), count(number as u64));
-            }
-        }
-    });
-    family("nodes", "gauge", &mut |sample| {
-        for view in &views {
-            let draining = view.nodes.iter().filter(|node| node.draining).count();
-            sample(format_args!("app=\"{}\",state=\"ready\"", view.name), count((view.nodes.len() - draining) as u64));
-            sample(format_args!("app=\"{}\",state=\"draining\"", view.name), count(draining as u64));
-        }
-    });
-    for (name, kind) in [("endpoint_in_flight", "gauge"), ("endpoint_requests_total", "counter")] {
-        family(name, kind, &mut |sample| {
-            for view in &views {
-                for (node, endpoint) in view.nodes.iter().flat_map(|node| node.endpoints.iter().map(move |e| (node, e))) {
-                    let value = if kind == "gauge" { u64::from(endpoint.held) } else { endpoint.picked };
-                    let (node, worker) = (&node.node.instance, &endpoint.worker);
-                    sample(
-                        format_args!(
-                            "app=\"{}\",node=\"{node}\",worker=\"{}\",generation=\"{}\"",
-                            view.name, worker.position, worker.generation
-                        ),
-                        count(value),
-                    );
-                }
-            }
-        });
+    let views: Vec<AppView> = apps.all().iter().map(|app| app.view()).collect();
+    let mut text = Text { out, name: "" };
+    text.per_app("queue_depth", &views, |view| count(view.queue_depth as u64));
+    text.per_app("in_flight", &views, |view| count(view.in_flight));
+    text.per_app("retry_budget", &views, |view| view.retry_budget);
+    text.family("permits", "gauge");
+    for view in &views {
+        let ready =
+            endpoints(view).filter(|(node, endpoint)| !node.draining && endpoint.worker.state == WorkerState::Ready);
+        let free: u32 = ready.map(|(_, endpoint)| endpoint.worker.grant.saturating_sub(endpoint.held)).sum();
+        text.sample(format_args!("app=\"{}\",state=\"free\"", view.name), f64::from(free));
+        text.sample(format_args!("app=\"{}\",state=\"held\"", view.name), count(view.in_flight));
     }
+    text.family("endpoints", "gauge");
+    for view in &views {
+        for state in [WorkerState::Starting, WorkerState::Ready, WorkerState::Draining] {
+            let number = endpoints(view).filter(|(_, endpoint)| endpoint.worker.state == state).count();
+            text.sample(format_args!("app=\"{}\",state=\"{}\"", view.name, state.as_str()), count(number as u64));
+        }
+    }
+    text.family("nodes", "gauge");
+    for view in &views {
+        let draining = view.nodes.iter().filter(|node| node.draining).count();
+        let ready = view.nodes.len() - draining;
+        text.sample(format_args!("app=\"{}\",state=\"ready\"", view.name), count(ready as u64));
+        text.sample(format_args!("app=\"{}\",state=\"draining\"", view.name), count(draining as u64));
+    }
+    text.per_endpoint("endpoint_in_flight", "gauge", &views, |endpoint| u64::from(endpoint.held));
+    text.per_endpoint("endpoint_requests_total", "counter", &views, |endpoint| endpoint.picked);
+}
+
+fn endpoints(view: &AppView) -> impl Iterator<Item = (&NodeView, &EndpointView)> {
+    view.nodes.iter().flat_map(|node| node.endpoints.iter().map(move |endpoint| (node, endpoint)))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "Prometheus samples are floating point")]
 fn count(value: u64) -> f64 {
     value as f64
+}
+
+/// Families of samples, one after the other. Names and labels come from registrations, which allow no quotes.
+struct Text<'a> {
+    out: &'a mut String,
+    name: &'static str,
+}
+
+impl Text<'_> {
+    // writing to a string does not fail
+    fn family(&mut self, name: &'static str, kind: &str) {
+        self.name = name;
+        let _ = writeln!(self.out, "# TYPE servery_balancer_{name} {kind}");
+    }
+
+    fn sample(&mut self, labels: std::fmt::Arguments<'_>, value: f64) {
+        let _ = writeln!(self.out, "servery_balancer_{}{{{labels}}} {value}", self.name);
+    }
+
+    fn per_app(&mut self, name: &'static str, views: &[AppView], value: impl Fn(&AppView) -> f64) {
+        self.family(name, "gauge");
+        for view in views {
+            self.sample(format_args!("app=\"{}\"", view.name), value(view));
+        }
+    }
+
+    fn per_endpoint(
+        &mut self,
+        name: &'static str,
+        kind: &str,
+        views: &[AppView],
+        value: impl Fn(&EndpointView) -> u64,
+    ) {
+        self.family(name, kind);
+        for view in views {
+            for (node, endpoint) in endpoints(view) {
+                let (app, node, worker) = (&view.name, &node.node.instance, &endpoint.worker);
+                let (position, generation) = (worker.position, worker.generation);
+                let labels =
+                    format_args!("app=\"{app}\",node=\"{node}\",worker=\"{position}\",generation=\"{generation}\"");
+                self.sample(labels, count(value(endpoint)));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        app::Limits,
+        endpoint::{Node, WorkerView},
+    };
+    use std::{sync::Arc, time::Duration};
+
+    #[test]
+    fn a_nodes_series_end_with_it() {
+        let apps = Apps::new(Limits { queue_length: 1, queue_deadline: Duration::ZERO });
+        let app = apps.obtain("demo");
+        let node = Arc::new(Node::new("node-1".to_owned(), ([127, 0, 0, 1], 1).into(), b"pass"));
+        let worker = WorkerView {
+            position: 2,
+            generation: 3,
+            address: ([127, 0, 0, 1], 9000).into(),
+            state: WorkerState::Ready,
+            pid: 1,
+            capacity: 8,
+            grant: 5,
+            busy: 0,
+            served: 0,
+            restarts: 0,
+        };
+        app.apply(&node, &[worker]);
+        let text = || {
+            let mut out = String::new();
+            render(&apps, &mut out);
+            out
+        };
+        for line in [
+            "# TYPE servery_balancer_queue_depth gauge",
+            "servery_balancer_permits{app=\"demo\",state=\"free\"} 5",
+            "servery_balancer_endpoints{app=\"demo\",state=\"ready\"} 1",
+            "servery_balancer_nodes{app=\"demo\",state=\"ready\"} 1",
+            "servery_balancer_retry_budget{app=\"demo\"} 100",
+            "servery_balancer_endpoint_requests_total{app=\"demo\",node=\"node-1\",worker=\"2\",generation=\"3\"} 0",
+        ] {
+            assert!(text().lines().any(|other| other == line), "{line} in {}", text());
+        }
+        app.remove_node("node-1");
+        assert!(!text().contains("node-1"));
+        assert!(text().contains("servery_balancer_nodes{app=\"demo\",state=\"ready\"} 0"));
+    }
 }

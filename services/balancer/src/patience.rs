@@ -146,7 +146,7 @@ mod tests {
         let writing = tokio::spawn(async move { patient.write_all(&[0; 100]).await });
         let start = Instant::now();
         for _ in 0..5 {
-            tokio::time::sleep(4 * SECOND).await;
+            sleep(4 * SECOND).await;
             theirs.read_exact(&mut [0; 10]).await.unwrap();
         }
         assert_eq!(writing.await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);

@@ -27,11 +27,13 @@ pub struct Queue<W> {
     numbers: u64,
 }
 
-impl<W> Queue<W> {
-    pub fn new() -> Self {
+impl<W> Default for Queue<W> {
+    fn default() -> Self {
         Self { entries: Vec::new(), free: Vec::new(), head: None, tail: None, len: 0, numbers: 0 }
     }
+}
 
+impl<W> Queue<W> {
     pub fn len(&self) -> usize {
         self.len
     }
@@ -129,7 +131,7 @@ mod tests {
         fn agrees_with_a_plain_deque(steps in prop::collection::vec(prop_oneof![
             Just(Step::Back), Just(Step::Front), any::<usize>().prop_map(Step::Leave), any::<usize>().prop_map(Step::Again),
         ], 0..200)) {
-            let mut queue = Queue::new();
+            let mut queue = Queue::default();
             let mut model: VecDeque<(Ticket, u32)> = VecDeque::new();
             let mut gone = Vec::new();
             for (number, step) in (0u32..).zip(steps) {

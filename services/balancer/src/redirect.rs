@@ -6,8 +6,7 @@ use http::{HeaderValue, Response, StatusCode, Uri, header};
 /// The same URL over HTTPS. 308 keeps the method and is remembered; for the machine's own names 307, which is not: a
 /// browser would go on redirecting `localhost:8080` for the next project that uses it.
 pub fn to_https(host: &Host<'_>, uri: &Uri, port: u16) -> Response<Body> {
-    let status =
-        if host.is_loopback() { StatusCode::TEMPORARY_REDIRECT } else { StatusCode::PERMANENT_REDIRECT };
+    let status = if host.is_loopback() { StatusCode::TEMPORARY_REDIRECT } else { StatusCode::PERMANENT_REDIRECT };
     let target = uri.path_and_query().map_or("/", |target| target.as_str());
     let location = if port == 443 {
         format!("https://{}{target}", host.name)

@@ -104,8 +104,13 @@ impl Reject {
     /// The error type of RFC 9209, section 2.3.
     fn proxy_status(self) -> &'static str {
         match self {
-            Self::BadHost | Self::BadTarget | Self::BadBody | Self::TooManyFields | Self::BodyTooLarge
-            | Self::BodyTimeout | Self::ClientGone => "http_request_error",
+            Self::BadHost
+            | Self::BadTarget
+            | Self::BadBody
+            | Self::TooManyFields
+            | Self::BodyTooLarge
+            | Self::BodyTimeout
+            | Self::ClientGone => "http_request_error",
             Self::NoRoute => "destination_not_found",
             Self::QueueFull => "connection_limit_reached",
             Self::QueueDeadline | Self::NoEndpoint | Self::Refused => "destination_unavailable",
@@ -143,9 +148,20 @@ impl Reject {
     fn retry_after(self) -> Option<&'static str> {
         match self {
             Self::QueueFull | Self::QueueDeadline | Self::NoEndpoint | Self::Refused => Some("1"),
-            Self::BadHost | Self::BadTarget | Self::BadBody | Self::TooManyFields | Self::BodyTooLarge
-            | Self::BodyTimeout | Self::NoRoute | Self::ConnectRefused | Self::ConnectTimeout | Self::UpstreamReset
-            | Self::BadResponse | Self::ResponseTimeout | Self::ClientGone | Self::CutOff => None,
+            Self::BadHost
+            | Self::BadTarget
+            | Self::BadBody
+            | Self::TooManyFields
+            | Self::BodyTooLarge
+            | Self::BodyTimeout
+            | Self::NoRoute
+            | Self::ConnectRefused
+            | Self::ConnectTimeout
+            | Self::UpstreamReset
+            | Self::BadResponse
+            | Self::ResponseTimeout
+            | Self::ClientGone
+            | Self::CutOff => None,
         }
     }
 
@@ -195,13 +211,13 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_answer_is_problem_json_with_proxy_status() {
+    #[tokio::test]
+    async fn the_answer_is_problem_json_with_proxy_status() {
         let response = Reject::QueueFull.response("00ff", http::Version::HTTP_11);
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers()["retry-after"], "1");
         assert_eq!(response.headers()["proxy-status"], "servery; error=connection_limit_reached");
-        let Body::Full(Some(body)) = response.into_body() else { panic!("a body of its own") };
+        let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
         let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(problem["status"], 503);
         assert_eq!(problem["request_id"], "00ff");

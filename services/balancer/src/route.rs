@@ -61,7 +61,9 @@ fn is_name(name: &str) -> bool {
     name.len() <= HOST_LENGTH
         && name.split('.').all(|label| {
             (1..=63).contains(&label.len())
-                && label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_'))
+                && label
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_'))
         })
 }
 
@@ -105,9 +107,13 @@ impl fmt::Display for Prefix {
 
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum RouteError {
-    #[error("{0:?} is no host name: expected a name such as \"example.com\", \"*.example.com\", an address, or nothing for any")]
+    #[error(
+        "{0:?} is no host name: expected a name such as \"example.com\", \"*.example.com\", an address, or nothing for any"
+    )]
     Host(String),
-    #[error("{0:?} is no path prefix: expected \"/\" or something like \"/app\", without \"?\", \"#\", \"//\" or \"..\"")]
+    #[error(
+        "{0:?} is no path prefix: expected \"/\" or something like \"/app\", without \"?\", \"#\", \"//\" or \"..\""
+    )]
     Prefix(String),
 }
 
@@ -166,7 +172,8 @@ impl Table {
         if let (Some(routes), Some(at)) = (exact, first(exact)) {
             return routes.get(at);
         }
-        let parent = if self.wildcard.is_empty() { None } else { host.split_once('.').filter(|(label, _)| !label.is_empty()) };
+        let parent =
+            if self.wildcard.is_empty() { None } else { host.split_once('.').filter(|(label, _)| !label.is_empty()) };
         let wildcard = parent.and_then(|(_, parent)| self.wildcard.get(parent));
         if let (Some(routes), Some(at)) = (wildcard, first(wildcard)) {
             return routes.get(at);

@@ -137,7 +137,10 @@ fn covers(certificate: &X509Certificate<'_>, host: &str) -> bool {
         names.iter().any(|name| match (name, address) {
             (GeneralName::DNSName(name), None) => {
                 let name = name.to_ascii_lowercase();
-                let under_star = name.strip_prefix('*').zip(host.find('.')).is_some_and(|(rest, dot)| dot > 0 && host[dot..] == *rest);
+                let under_star = name
+                    .strip_prefix('*')
+                    .zip(host.find('.'))
+                    .is_some_and(|(rest, dot)| dot > 0 && host[dot..] == *rest);
                 name == host || under_star
             }
             (GeneralName::IPAddress(bytes), Some(IpAddr::V4(address))) => **bytes == address.octets(),

@@ -35,8 +35,7 @@ fn idle_endpoints_come_first_and_each_gets_its_grant() {
     let (mut dispatch, mut rng) = (Dispatch::<u32>::new(8), rng());
     dispatch.apply(&node("a"), &workers(4, 2));
     for round in 0..2 {
-        let picked: HashSet<u32> =
-            (0..4).map(|_| dispatch.pick(&[], &mut rng).unwrap().position).collect();
+        let picked: HashSet<u32> = (0..4).map(|_| dispatch.pick(&[], &mut rng).unwrap().position).collect();
         assert_eq!(picked.len(), 4, "round {round} uses every worker once");
     }
     assert!(dispatch.pick(&[], &mut rng).is_none());
