@@ -6,8 +6,9 @@ use chassis::identity::Role;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
-    fs, io,
-    os::unix::fs::PermissionsExt as _,
+    fs::{self, File},
+    io,
+    os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -88,7 +89,8 @@ fn text(value: &Value) -> Result<String, ControlError> {
 async fn ask(data: &Path, question: &Question) -> Result<Value, ControlError> {
     let path = socket(data);
     let exchange = async {
-        let mut stream = UnixStream::connect(&path).await?;
+        let short = Short::of(data)?;
+        let mut stream = UnixStream::connect(short.socket()).await?;
         let mut line = serde_json::to_vec(question).map_err(io::Error::other)?;
         line.push(b'\n');
         stream.write_all(&line).await?;
@@ -109,6 +111,19 @@ fn socket(data: &Path) -> PathBuf {
     data.join("control.sock")
 }
 
+/// The data directory under a name that is short: a socket's path has room for 107 bytes only (unix(7)).
+struct Short(File);
+
+impl Short {
+    fn of(data: &Path) -> io::Result<Self> {
+        File::open(data).map(Self)
+    }
+
+    fn socket(&self) -> PathBuf {
+        socket(&PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd())))
+    }
+}
+
 /// Binds the socket. The store's lock is held by now: what is there is a dead process's.
 pub(crate) fn bind(data: &Path) -> io::Result<UnixListener> {
     let path = socket(data);
@@ -116,7 +131,7 @@ pub(crate) fn bind(data: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    let listener = UnixListener::bind(&path)?; // the directory is 0700 until the mode below is set
+    let listener = UnixListener::bind(Short::of(data)?.socket())?; // the directory is 0700 until the mode below is set
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }
@@ -127,6 +142,9 @@ pub(crate) async fn serve(listener: UnixListener, trust: Arc<Trust>) {
     loop {
         tokio::select! {
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
+                Ok((stream, _)) if !is_ours(&stream) => {
+                    tracing::warn!("refused another user at the control socket");
+                }
                 Ok((stream, _)) => {
                     let trust = Arc::clone(&trust);
                     connections.spawn(async move {
@@ -142,6 +160,12 @@ pub(crate) async fn serve(listener: UnixListener, trust: Arc<Trust>) {
             Some(_) = connections.join_next() => {}
         }
     }
+}
+
+/// Of our own user, or root.
+fn is_ours(stream: &UnixStream) -> bool {
+    let ours = rustix::process::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == ours || peer.uid() == 0)
 }
 
 async fn converse(stream: UnixStream, trust: &Trust) -> io::Result<()> {
@@ -171,8 +195,9 @@ fn answer(question: Question, trust: &Trust, now: SystemTime) -> Result<Value, S
         }
         Question::Token { role, app, prefixes, rotate } => {
             let role: Role = role.parse().map_err(|_| format!("`{role}` is no role: balancer or app_server"))?;
+            let any_prefixes = prefixes.is_empty();
             let right = Right::new(role, app, prefixes).map_err(|error| error.to_string())?;
-            let token = trust.token(&right, rotate, now).map_err(|error| error.to_string())?;
+            let token = trust.token(&right, any_prefixes, rotate, now).map_err(|error| error.to_string())?;
             tracing::info!(right = right.slot(), rotate, "gave a join token to the control socket");
             Ok(token.into())
         }

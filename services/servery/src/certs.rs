@@ -76,7 +76,7 @@ pub(crate) fn run(given: &ArgMatches) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("servery certs {word}: {error:#}");
+            eprintln!("servery certs {word}: {error}");
             ExitCode::FAILURE
         }
     }

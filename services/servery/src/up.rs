@@ -80,7 +80,7 @@ pub(crate) fn run(given: &ArgMatches) -> ExitCode {
     match live(&options, &settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(&format!("{error:#}"));
+            say(&error.to_string());
             ExitCode::FAILURE
         }
     }
