@@ -6,25 +6,56 @@
 pub mod accesslog;
 pub mod app;
 pub mod body;
+mod certificates;
 pub mod config;
+mod control;
 pub mod dispatch;
+pub mod edge;
 pub mod endpoint;
+pub mod fields;
+#[cfg(test)]
+mod fixture;
 pub mod forward;
+pub mod host;
 pub mod http;
 pub mod levels;
 pub mod listener;
 pub mod metrics;
+pub mod patience;
 pub mod queue;
+pub mod record;
+pub mod redirect;
+mod readiness;
+mod registry;
 pub mod reject;
+pub mod relay;
 pub mod retry;
 pub mod route;
+mod status;
 pub mod tls;
+pub mod upstream;
 
 pub use config::Config;
 
-use app::Apps;
+use anyhow::Context as _;
+use app::{Apps, Limits};
 use arc_swap::ArcSwap;
-use std::sync::Arc;
+use chassis::{
+    admin,
+    discovery::Discovery,
+    lifecycle::{Lifecycle, Phase},
+    listen::ListenAddr,
+    telemetry::PrometheusHandle,
+};
+use config::RouteTarget;
+use control::{Control, Kept};
+use listener::Sockets;
+use route::{Route, Target};
+use std::{sync::Arc, time::Duration};
+use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+
+/// What the control plane may take for its last words, after the data plane has drained.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// What the control plane writes and the data plane reads.
 #[derive(Debug)]
@@ -36,4 +67,126 @@ pub struct Shared {
     pub routes: ArcSwap<route::Table>,
     pub certificates: ArcSwap<tls::CertificateSet>,
     pub apps: Arc<Apps>,
+}
+
+impl Shared {
+    /// With the configured routes, and no node yet.
+    pub fn new(config: Config, https_port: Option<u16>, certificates: tls::CertificateSet) -> Arc<Self> {
+        let limits = Limits { queue_length: config.queue_length, queue_deadline: config.queue_deadline };
+        let shared = Self {
+            config,
+            https_port,
+            routes: ArcSwap::default(),
+            certificates: ArcSwap::from_pointee(certificates),
+            apps: Apps::new(limits),
+        };
+        shared.routes.store(Arc::new(route::Table::new(&shared.configured(), &[])));
+        Arc::new(shared)
+    }
+
+    /// The routes of the configuration. Their apps are known from now on: requests wait for their first node.
+    fn configured(&self) -> Vec<Route> {
+        let routes = self.config.routes.iter().map(|route| Route {
+            host: route.host.clone(),
+            prefix: route.prefix.clone(),
+            target: match &route.target {
+                RouteTarget::App(app) => Target::App(self.apps.obtain(app)),
+                RouteTarget::Redirect(to) => Target::Redirect(to.as_str().into()),
+            },
+            strip_prefix: route.strip_prefix,
+        });
+        routes.collect()
+    }
+}
+
+/// Every listener of the process, bound before anything else happens.
+struct Listeners {
+    cores: Vec<Sockets>,
+    https_port: Option<u16>,
+    control: TcpListener,
+    admin: Option<TcpListener>,
+}
+
+impl Listeners {
+    fn bind(config: &Config) -> anyhow::Result<Self> {
+        let http = bind_cores(&config.http, config.threads, "balancer.http", "HTTP")?;
+        let https = bind_cores(&config.https, config.threads, "balancer.https", "HTTPS")?;
+        let bound = https.first().map(|listener| listener.local_addr().map(|address| address.port())).transpose()?;
+        let (mut http, mut https) = (http.into_iter(), https.into_iter());
+        let cores = (0..config.threads).map(|_| Sockets { http: http.next(), https: https.next() }).collect();
+        let control = bind_one(&config.control, "balancer.control", "registrations")?;
+        let admin = if config.admin.is_off() {
+            None
+        } else {
+            Some(bind_one(&config.admin, "balancer.admin", "metrics, health and status")?)
+        };
+        Ok(Self { cores, https_port: bound.map(|port| config.public_https_port.unwrap_or(port)), control, admin })
+    }
+}
+
+/// One socket per core; none where it is off.
+fn bind_cores(
+    address: &ListenAddr,
+    threads: usize,
+    key: &'static str,
+    what: &str,
+) -> anyhow::Result<Vec<std::net::TcpListener>> {
+    if address.is_off() {
+        return Ok(Vec::new());
+    }
+    let sockets = address.bind_reuseport(threads).context(key)?;
+    if let Some(first) = sockets.first() {
+        tracing::info!(address = %first.local_addr()?, "listening for {what}");
+    }
+    Ok(sockets)
+}
+
+fn bind_one(address: &ListenAddr, key: &'static str, what: &str) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::from_std(address.bind().context(key)?)?;
+    tracing::info!(address = %listener.local_addr()?, "listening for {what}");
+    Ok(listener)
+}
+
+/// Runs the role until the lifecycle has drained it: bind everything, serve at once with a certificate of our own, and
+/// while that runs enrol, open the registry, follow the cert-sidecar. `common` is what every role is told.
+pub async fn run(
+    config: Config,
+    common: chassis::config::Shared,
+    telemetry: PrometheusHandle,
+    lifecycle: Lifecycle,
+) -> anyhow::Result<()> {
+    let Listeners { cores, https_port, control: listener, admin } = Listeners::bind(&config)?;
+    let discovery = Discovery::new(&common.nameservers)?;
+    let kept = Kept::read(&common, config.cache_certificates);
+    let certificates = kept.shelf.set().map_or_else(tls::CertificateSet::self_signed, Ok)?;
+    let shared = Shared::new(config, https_port, certificates);
+    ::metrics::gauge!("servery_balancer_config_version").set(1.0);
+
+    let control = Control::new(Arc::clone(&shared), common, discovery, kept);
+    let stopping = control.stopping.clone();
+    // Ends with this function, whichever way it ends.
+    let mut tasks = JoinSet::new();
+    if let Some(listener) = admin {
+        tasks.spawn(admin::serve(listener, control.admin(telemetry, &lifecycle)));
+    }
+    let mut control_plane = JoinSet::new();
+    control_plane.spawn(control.run(listener));
+    let cores = listener::spawn_cores(&shared, cores, &lifecycle).context("cannot start the threads that serve")?;
+    lifecycle.advance(Phase::Serving);
+
+    let ended = tokio::select! {
+        biased; // who is told to drain does not ask why something else ended
+        () = lifecycle.reached(Phase::Draining) => None,
+        Some(ended) = control_plane.join_next() => Some(ended),
+    };
+    if let Some(ended) = ended {
+        lifecycle.advance(Phase::Stopping);
+        ended.context("the control plane died")??;
+        anyhow::bail!("the registry ended by itself");
+    }
+    // Unready by now. Nodes go on reporting while what is in flight ends; only then do they lose us.
+    cores.drained().await;
+    stopping.cancel();
+    let _ = timeout(LAST_WORDS, control_plane.join_next()).await;
+    Ok(())
 }

@@ -1,0 +1,199 @@
+//! The life of the control plane. In: a bound listener, what the data directory remembers. Out: an identity, then the
+//! registry, the followed cert-sidecar, readiness. It runs beside the data plane, which serves from the first moment,
+//! and never stands in a request's way.
+
+use crate::{
+    Shared,
+    certificates::{self, Disk, Follower, Shelf, Standing},
+    metrics, readiness,
+    registry::{self, Directory, Terms},
+    status,
+};
+use chassis::{
+    admin::{Admin, Readiness},
+    config,
+    discovery::Discovery,
+    identity::{EnrolConfig, Identity, IdentityError, Role},
+    lifecycle::Lifecycle,
+    telemetry::PrometheusHandle,
+};
+use std::{
+    collections::HashSet,
+    fs,
+    sync::{Arc, OnceLock},
+};
+use thiserror::Error;
+use time::OffsetDateTime;
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::{JoinError, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+
+/// Why a balancer cannot go on.
+#[derive(Debug, Error)]
+pub(crate) enum ControlError {
+    #[error("there is no identity to be had: {0}")]
+    Identity(#[from] IdentityError),
+    #[error("the registry failed: {0}")]
+    Registry(#[from] tonic::transport::Error),
+    #[error("a task of the control plane died: {0}")]
+    Task(#[from] JoinError),
+}
+
+/// What the control plane is made of before it runs.
+pub(crate) struct Control {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) readiness: Readiness,
+    /// Ends the registry.
+    pub(crate) stopping: CancellationToken,
+    common: config::Shared,
+    discovery: Discovery,
+    disk: Disk,
+    shelf: Shelf,
+    denied: HashSet<String>,
+    /// Once enrolled.
+    instance: Arc<OnceLock<String>>,
+    standing: watch::Sender<Standing>,
+}
+
+/// What was kept of an earlier life: read before the first connection, so that it is served as the last one was.
+pub(crate) struct Kept {
+    pub(crate) disk: Disk,
+    pub(crate) shelf: Shelf,
+    pub(crate) denied: HashSet<String>,
+}
+
+impl Kept {
+    pub(crate) fn read(common: &config::Shared, certificates: bool) -> Self {
+        let disk = Disk::new(&common.data, certificates);
+        let (shelf, denied) = (disk.certificates(OffsetDateTime::now_utc()), disk.denied());
+        Self { disk, shelf, denied }
+    }
+}
+
+impl Control {
+    pub(crate) fn new(shared: Arc<Shared>, common: config::Shared, discovery: Discovery, kept: Kept) -> Self {
+        let Kept { disk, shelf, denied } = kept;
+        let directory = Directory::new(Arc::clone(&shared));
+        directory.deny(denied.clone());
+        let standing = watch::Sender::new(Standing::new(&shelf));
+        Self {
+            shared,
+            directory,
+            readiness: Readiness::new(),
+            stopping: CancellationToken::new(),
+            common,
+            discovery,
+            disk,
+            shelf,
+            denied,
+            instance: Arc::default(),
+            standing,
+        }
+    }
+
+    /// What the admin listener shows.
+    pub(crate) fn admin(&self, telemetry: PrometheusHandle, lifecycle: &Lifecycle) -> Admin {
+        let (shared, directory) = (Arc::clone(&self.shared), Arc::clone(&self.directory));
+        let (standing, instance) = (self.standing.subscribe(), Arc::clone(&self.instance));
+        let cluster = self.common.cluster.clone();
+        let status = move || {
+            let standing = standing.borrow().clone();
+            let instance = instance.get().map(String::as_str);
+            let members = directory.members();
+            status::page(&shared, &status::Facts { cluster: &cluster, instance, standing: &standing, members: &members })
+        };
+        let for_series = Arc::clone(&self.shared);
+        let series = move |out: &mut String| {
+            metrics::render(&for_series.apps, out);
+            certificates::render(&for_series.certificates.load(), out);
+        };
+        Admin {
+            readiness: self.readiness.clone(),
+            lifecycle: lifecycle.clone(),
+            metrics: telemetry,
+            renderers: vec![Arc::new(series)],
+            status: Arc::new(status),
+        }
+    }
+
+    /// Until `stopping` is cancelled.
+    pub(crate) async fn run(self, listener: TcpListener) -> Result<(), ControlError> {
+        let Self { shared, directory, readiness, stopping, common, discovery, disk, shelf, denied, instance, standing } =
+            self;
+        let latches = [
+            Some(readiness.latch("no identity from the cert-sidecar yet")),
+            shared.https_port.map(|_| readiness.latch("no certificate from the cert-sidecar yet")),
+            Some(readiness.latch("waiting for nodes to come back")),
+        ];
+        let [enrolled, certified, settled] = latches;
+        let enrol = EnrolConfig {
+            cluster: common.cluster.clone(),
+            role: Role::Balancer,
+            data: common.data.clone(),
+            token_file: common.token_file.clone(),
+            sidecar: common.sidecar.clone(),
+            name: host_name(),
+        };
+        let identity = tokio::select! {
+            identity = Identity::load_or_enrol(&enrol, &discovery) => identity?,
+            () = stopping.cancelled() => return Ok(()),
+        };
+        tracing::info!(instance = identity.instance(), "enrolled");
+        let _ = instance.set(identity.instance());
+        drop(enrolled);
+
+        let mut tasks = JoinSet::new();
+        let (hold, first_start) = (shared.config.start_hold, readiness::is_first_start(&common.data));
+        let registrations = directory.registrations();
+        tasks.spawn(async move {
+            readiness::settled(first_start, hold, registrations).await;
+            drop(settled);
+        });
+        let (data, registrations) = (common.data.clone(), directory.registrations());
+        tasks.spawn(async move { readiness::remember_first(&data, registrations).await });
+        if let Some(certified) = certified {
+            tasks.spawn(readiness::certificates(certified, standing.subscribe()));
+        }
+        let terms = Terms {
+            cluster: common.cluster,
+            instance: identity.instance(),
+            advertised: shared.config.advertised_networks.clone(),
+            directory: Arc::clone(&directory),
+            stopping,
+        };
+        let follower = Follower {
+            shared,
+            directory,
+            identity: identity.clone(),
+            discovery: discovery.clone(),
+            sidecar: common.sidecar,
+            disk,
+            shelf,
+            denied,
+            standing,
+        };
+        tasks.spawn(follower.run());
+        let renewed = identity.clone();
+        tasks.spawn(async move { renewed.keep_renewed(&enrol, &discovery).await });
+
+        let mut serving = std::pin::pin!(registry::serve(&identity, listener, terms));
+        loop {
+            tokio::select! {
+                ended = &mut serving => return Ok(ended?),
+                // Some tasks end when their work is done; none may end by a fault.
+                Some(ended) = tasks.join_next() => ended?,
+            }
+        }
+    }
+}
+
+/// What this instance would like to be called: a container's name, or the machine's.
+fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { Role::Balancer.as_str().to_owned() } else { name.to_owned() }
+}
