@@ -12,7 +12,7 @@ use axum::{
     http::{HeaderMap, StatusCode, Uri, header},
     response::{
         Html, IntoResponse, Response,
-        sse::{Event, Sse},
+        sse::{Event, KeepAlive, Sse},
     },
     routing::{any, get},
 };
@@ -32,8 +32,8 @@ use tokio::time::sleep;
 mod page;
 
 /// Bounds of what a visitor may ask for.
-const SLEEP_MAX_MS: u64 = 60_000;
-const BURN_MAX_MS: u64 = 10_000;
+const SLEEP_MAX_MS: u64 = 600_000;
+const BURN_MAX_MS: u64 = 60_000;
 const EVENTS_MAX: u64 = 100_000;
 const BYTES_MAX: u64 = 1 << 30;
 
@@ -146,7 +146,7 @@ async fn echo(request: Request) -> Response {
 /// `n` server-sent events, the first one at once, the others `ms` apart.
 async fn events(Path((n, ms)): Path<(u64, u64)>) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Bound> {
     let (n, ms) = (Bound::check(n, EVENTS_MAX)?, Bound::check(ms, SLEEP_MAX_MS)?);
-    Ok(Sse::new(stream::unfold(0, move |sent| async move {
+    let events = stream::unfold(0, move |sent| async move {
         if sent >= n {
             return None;
         }
@@ -154,7 +154,9 @@ async fn events(Path((n, ms)): Path<(u64, u64)>) -> Result<Sse<impl Stream<Item 
             sleep(Duration::from_millis(ms)).await;
         }
         Some((Ok(Event::default().id(sent.to_string()).data(format!("event {} of {n}", sent + 1))), sent + 1))
-    })))
+    });
+    // nobody on the way may take a pause for the end
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
 }
 
 async fn websocket(upgrade: WebSocketUpgrade) -> Response {

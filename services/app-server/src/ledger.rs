@@ -265,11 +265,12 @@ mod tests {
                         balancer.believes = grants;
                         balancer.acknowledgements.push(sequence);
                     },
-                    Step::Hear(n) => if let Some(balancer) = balancers.get_mut(&n) {
-                        if !balancer.acknowledgements.is_empty() {
+                    Step::Hear(n) => {
+                        let waiting = |b: &&mut Balancer| !b.acknowledgements.is_empty();
+                        if let Some(balancer) = balancers.get_mut(&n).filter(waiting) {
                             ledger.acknowledge(&n.to_string(), balancer.acknowledgements.remove(0));
                         }
-                    },
+                    }
                     Step::Replace(position) => workers[usize::from(position)].0.1 += 1,
                 }
                 for (worker, _) in &workers {

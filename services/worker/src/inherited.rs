@@ -24,9 +24,8 @@ static TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// The two sockets. Ties this process's life to the supervisor's first.
 pub(crate) fn take() -> Result<(TcpListener, UnixStream), Error> {
-    let (listen, control) = match (env::var(LISTEN), env::var(CONTROL)) {
-        (Ok(listen), Ok(control)) => (listen, control),
-        _ => return Err(Error::NotStartedByServery),
+    let (Ok(listen), Ok(control)) = (env::var(LISTEN), env::var(CONTROL)) else {
+        return Err(Error::NotStartedByServery);
     };
     die_with_supervisor()?;
     if listen == control {

@@ -121,6 +121,20 @@ fn pid_of(pid: u32) -> Pid {
     Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
 }
 
+/// Stops it, and waits until it stands still.
+async fn stop(pid: u32) {
+    signal(pid, Signal::STOP);
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        if status.lines().any(|line| line.starts_with("State:\tT")) {
+            return;
+        }
+        assert!(Instant::now() < until, "process {pid} does not stop: {status}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 async fn gone(pid: u32) {
     let until = Instant::now() + PATIENCE;
     while test_kill_process(pid_of(pid)).is_ok() {
@@ -163,7 +177,7 @@ async fn what_waits_for_a_dead_worker_is_sent_elsewhere() {
     let node = Node::start("serves", 1, patient());
     let row = node.ready(1).await.remove(0);
     // stopped, so that it cannot accept: the kernel does, and the requests wait
-    signal(row.pid, Signal::STOP);
+    stop(row.pid).await;
     let mut waiting = Vec::new();
     for _ in 0..20 {
         waiting.push(begin(row.port, "/hello").await);
@@ -199,7 +213,7 @@ async fn a_worker_that_is_never_ready_is_killed_and_replaced() {
 async fn a_worker_that_falls_silent_is_killed_and_replaced() {
     let node = Node::start("serves", 1, limits(PATIENCE, Duration::from_millis(1500)));
     let first = node.ready(1).await.remove(0);
-    signal(first.pid, Signal::STOP);
+    stop(first.pid).await;
     node.rows(|rows| rows.iter().any(|row| row.generation == 2 && row.state == State::Ready)).await;
     gone(first.pid).await;
 

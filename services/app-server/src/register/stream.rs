@@ -124,7 +124,7 @@ impl Stream {
                 }
                 reply = self.replies.message() => match reply {
                     Ok(Some(reply)) => {
-                        if let Some(end) = self.hear(desk, reply) {
+                        if let Some(end) = self.hear(desk, &reply) {
                             return end;
                         }
                     }
@@ -185,8 +185,8 @@ impl Stream {
         Ok(())
     }
 
-    fn hear(&self, desk: &Desk, reply: FromBalancer) -> Option<End> {
-        match reply.message {
+    fn hear(&self, desk: &Desk, reply: &FromBalancer) -> Option<End> {
+        match &reply.message {
             Some(Reply::Acknowledged(acknowledged)) => {
                 desk.grants.acknowledge(&self.balancer, acknowledged.sequence);
                 None
