@@ -178,6 +178,11 @@ impl Open {
             }
         }
     }
+
+    /// Everything up to the end of the body.
+    pub async fn rest(&mut self) -> anyhow::Result<Bytes> {
+        Ok(self.response.body_mut().collect().await?.to_bytes())
+    }
 }
 
 impl Client {

@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod cluster;
+mod control;
 mod dns;
 mod eventually;
 mod exposition;
@@ -20,6 +21,7 @@ mod tls;
 
 pub use client::{Answer, Client, Protocol};
 pub use cluster::{Cluster, Plan};
+pub use control::control_time;
 pub use dns::Dns;
 pub use eventually::{ensure, eventually};
 pub use exposition::{Exposition, Sample};

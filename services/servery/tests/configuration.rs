@@ -119,10 +119,12 @@ async fn every_mistake_is_told_at_once_with_its_line() {
         assert_told(said, 7, &["balancer.max_body"]);
         assert_told(said, 8, &["balancer.queue_lenght", "queue_length"]);
         assert_told(said, 9, &["balancer.trusted_proxies"]);
-        assert_told(said, 16, &["/a"]);
-        assert_told(said, 34, &["cert_sidecar.identity_lifetime"]);
-        assert_told(said, 30, &["app_server.workers"]);
-        for (from, to) in [(19, 22), (24, 25), (27, 29), (31, 31), (36, 37)] {
+        assert_told(said, 16, &["balancer.route.prefix", "clash"]);
+        assert_told(said, 36, &["cert_sidecar.identity_lifetime"]);
+        assert_told(said, 38, &["balancre", "balancer"]);
+        assert_told(said, 32, &["app_server.workers"]);
+        assert_told(said, 33, &["app_server.bind"]);
+        for (from, to) in [(19, 22), (24, 25), (27, 29)] {
             let told = (from..=to).any(|line| said.contains(&format!("servery.toml:{line}:")));
             assert!(told, "nothing about lines {from} to {to} in:\n{said}");
         }

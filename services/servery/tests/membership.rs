@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use servery_harness::cluster::{instance_of, nodes_of};
-use servery_harness::{Cluster, Load, Member, Plan, Protocol, Role, Signal, ensure, eventually};
+use servery_harness::{Cluster, Load, Member, Plan, Protocol, Role, Signal, control_time, ensure, eventually};
 use tokio::net::TcpStream;
 
 const SERVERY: &str = env!("CARGO_BIN_EXE_servery");
@@ -89,23 +89,30 @@ async fn a_restarted_balancer_has_every_node_back_within_a_second_of_listening()
     let mut cluster = Plan::new(SERVERY).balancers(2).nodes(3).workers(2).start().await;
     // The other balancer does not notice.
     let load = load_on(&cluster.balancers[1..], "/whoami").await;
-    for round in 0..3 {
+    let (mut took, mut control_took) = (Vec::new(), Vec::new());
+    for round in 0..5 {
         let mut balancer = cluster.balancers.remove(0);
-        if round == 2 {
+        if round % 2 == 1 {
             balancer.kill().await;
         } else {
             balancer.stop().await;
         }
+        control_took.push(control_time(SERVERY).await);
         balancer.start();
         let control = balancer.control();
         eventually("the balancer to listen", SOON, async || TcpStream::connect(control).await.map(drop)).await;
         let listening = Instant::now();
-        cluster.complete(&balancer, 3, Duration::from_secs(1)).await;
-        println!("round {round}: every worker is back {:?} after listening", listening.elapsed());
+        cluster.complete(&balancer, 3, SOON).await;
+        println!(
+            "round {round}: complete {:?} after listening; control: {:?}",
+            listening.elapsed(),
+            control_took[round]
+        );
+        took.push(listening.elapsed());
         balancer.ready().await;
         let client = balancer.client(Protocol::Http2);
         let mut answered = BTreeSet::new();
-        for _ in 0..100 {
+        for _ in 0..30 {
             let answer = client.get("/whoami").await.unwrap();
             assert_eq!(answer.status, 200, "{}", answer.text());
             answered.insert(answer.json().unwrap()["node"].as_str().unwrap().to_owned());
@@ -113,6 +120,11 @@ async fn a_restarted_balancer_has_every_node_back_within_a_second_of_listening()
         assert_eq!(answered.len(), 3, "{answered:?}");
         cluster.balancers.insert(0, balancer);
     }
+    // A second, and what a machine adds that is too busy to start a process in a few milliseconds.
+    took.sort();
+    control_took.sort();
+    let limit = Duration::from_secs(1) + 20 * control_took[2];
+    assert!(took[2] <= limit, "the median of {took:?} is above {limit:?}");
     load.stop_without_failure().await;
 }
 

@@ -84,7 +84,7 @@ async fn without_the_right_token_nobody_is_enrolled() {
     let attempts = [
         ("no token", String::new()),
         ("no token at all", "let me in".to_owned()),
-        ("a huge one", "x".repeat(100_000)),
+        ("a very long one", "x".repeat(10_000)),
         ("a wrong secret", format!("{version}.{role}.{root}.{id}.{flipped}")),
         ("an empty secret", format!("{version}.{role}.{root}.{id}.")),
         ("the beginning of the secret", format!("{version}.{role}.{root}.{id}.{}", &secret[..secret.len() / 2])),
@@ -242,7 +242,7 @@ async fn a_node_claims_only_what_its_token_names() {
     let mut crowd = good.clone();
     let worker = crowd.report.as_ref().unwrap().workers[0];
     crowd.report.as_mut().unwrap().workers =
-        (0..100_000).map(|position| proto::registry::Worker { position, ..worker }).collect();
+        (0..1_500).map(|position| proto::registry::Worker { position, ..worker }).collect();
     let mut no_pass = good.clone();
     no_pass.pass.clear();
     let mut old = good.clone();
@@ -260,7 +260,7 @@ async fn a_node_claims_only_what_its_token_names() {
         ("a privileged port", privileged),
         ("a port that does not exist", no_port),
         ("all the capacity in the world", greedy),
-        ("a hundred thousand workers", crowd),
+        ("more workers than a machine runs", crowd),
         ("no pass", no_pass),
         ("a protocol of the future", old),
     ];

