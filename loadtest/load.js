@@ -1,5 +1,5 @@
 // A steady stream of users, whatever the cluster is doing: requests arrive by the clock, not when the last one was answered.
-// In: TARGET (https://balancer:8443), RATE requests per second (200), DURATION (1m), VUS (100, at most 4 times as many), P99_MS (1000).
+// In: TARGET (https://balancer:8443), RATE requests per second (200), DURATION (1m), VUS (200 connections, at most twice as many), P99_MS (1000).
 // Out: exit code 0 only if no request failed, none was dropped, every answer was right and the 99th percentile is under P99_MS.
 
 import http from "k6/http";
@@ -7,7 +7,7 @@ import exec from "k6/execution";
 import { check } from "k6";
 
 const target = __ENV.TARGET || "https://balancer:8443";
-const vus = Number(__ENV.VUS || 100);
+const vus = Number(__ENV.VUS || 200);
 
 export const options = {
   insecureSkipTLSVerify: true, // the certificate is from the cluster's own CA
@@ -18,7 +18,7 @@ export const options = {
       timeUnit: "1s",
       duration: __ENV.DURATION || "1m",
       preAllocatedVUs: vus,
-      maxVUs: 4 * vus,
+      maxVUs: 2 * vus,
     },
   },
   thresholds: {
