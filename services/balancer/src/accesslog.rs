@@ -139,6 +139,13 @@ impl AccessLog {
     }
 }
 
+impl Drop for AccessLog {
+    /// Records may end after everything else on the core: with its last tasks.
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
 impl Buffer {
     fn push(&mut self, line: &Line<'_>, now: SystemTime) {
         self.lines += 1;

@@ -25,7 +25,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{convert::Infallible, future::Future, pin::pin, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, convert::Infallible, future::Future, pin::pin, rc::Rc, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::Instant,
@@ -122,7 +122,9 @@ impl Server {
         let config = &self.edge.shared.config;
         let stream = Patient::new(stream, config.body_timeout);
         let hop = Rc::new(Hop::new(peer, self.scheme, &config.trusted_proxies));
+        let any = Cell::new(false);
         let service = service_fn(|request| {
+            any.set(true);
             let (edge, hop, redirect_to) = (Rc::clone(&self.edge), Rc::clone(&hop), self.redirect_to);
             async move { Ok::<_, Infallible>(handle(edge, &hop, redirect_to, request).await) }
         });
@@ -161,7 +163,8 @@ impl Server {
                 metrics.too_large.increment(1);
             } else if error.is_parse() {
                 metrics.malformed.increment(1);
-            } else if error.is_timeout() {
+            } else if error.is_timeout() && !any.get() {
+                // after a request it is only an idle connection that hyper closes by the same timer
                 metrics.header_timeout.increment(1);
             }
             tracing::debug!(%peer, %error, "a client's connection ended early");

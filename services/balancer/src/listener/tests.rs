@@ -78,15 +78,21 @@ async fn a_second_signal_ends_the_drain() {
 async fn connections_beyond_the_limit_wait_for_a_slot() {
     let plane = Plane::start("max_connections = 2");
     let worker = plane.worker().await;
-    let (first, second) = (plane.client().await, plane.client().await);
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let mut client = plane.client().await;
+        client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        worker.accept().await.answer("").await;
+        client.response().await;
+        open.push(client);
+    }
     let mut third = plane.client().await;
     third.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     let waited = tokio::time::timeout(Duration::from_millis(200), worker.accept()).await;
     assert!(waited.is_err(), "it is not served yet");
-    drop(first);
+    open.pop();
     worker.accept().await.answer("now").await;
     assert_eq!(third.response().await.1, "now");
-    drop(second);
 }
 
 #[tokio::test]
