@@ -5,7 +5,7 @@ use chassis::{
     identity::{self, AppRight, Role},
     listen::ListenAddr,
 };
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
 
 /// The section `[cert_sidecar]`, checked.
 #[derive(Clone, Debug)]
@@ -56,6 +56,15 @@ pub enum RightError {
     NotAnApp,
     #[error(transparent)]
     Names(#[from] identity::RightError),
+}
+
+impl fmt::Display for Right {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Balancer => f.write_str("the role balancer"),
+            Self::AppServer { app, prefixes } => write!(f, "the app {app} under {}", prefixes.join(", ")),
+        }
+    }
 }
 
 impl Right {

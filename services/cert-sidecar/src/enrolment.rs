@@ -2,23 +2,28 @@
 //! certificate; every refusal is logged with the peer's address and counted.
 
 use crate::{
+    attempts::{Attempts, Verdict},
     records::Refusal,
     trust::{EnrolError, Issued, Trust},
 };
 use chassis::identity::PeerInfo;
 use proto::identity::{EnrolRequest, Issued as IssuedMessage, RenewRequest, identity_server::Identity};
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Instant, SystemTime},
+};
 use tonic::{Request, Response, Status};
 
 /// Serves `Enrol` to whoever has a token, `Renew` to whoever has an identity.
 #[derive(Clone)]
 pub(crate) struct Enrolment {
     trust: Arc<Trust>,
+    failed: Arc<Mutex<Attempts>>,
 }
 
 impl Enrolment {
     pub(crate) fn new(trust: Arc<Trust>) -> Self {
-        Self { trust }
+        Self { trust, failed: Arc::default() }
     }
 }
 
@@ -67,7 +72,21 @@ impl Identity for Enrolment {
                 tracing::info!(peer = %peer.address, instance = issued.instance, role = %role, "enrolled");
                 Ok(message(issued))
             }
-            Err(error) => Err(refuse(&error, "unknown", &peer)),
+            Err(error) => {
+                let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+                let verdict = failed.fail(peer.address.ip(), Instant::now());
+                drop(failed);
+                if verdict == Verdict::CutShort {
+                    count("unknown", "throttled");
+                    return Err(Status::resource_exhausted(
+                        "too many failed enrolments from this address: wait a minute",
+                    ));
+                }
+                if verdict == Verdict::LastHeard {
+                    tracing::warn!(peer = %peer.address, "too many failed enrolments: from here on they are only counted");
+                }
+                Err(refuse(&error, "unknown", &peer))
+            }
         }
     }
 

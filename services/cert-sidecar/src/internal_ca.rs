@@ -11,6 +11,7 @@ use rcgen::{
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer, pem::PemObject as _};
 use std::{
     net::IpAddr,
+    ops::Range,
     time::{Duration, SystemTime},
 };
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -22,8 +23,12 @@ const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 const INTERMEDIATE_REST: Duration = Duration::from_secs(120 * 24 * 3600);
 /// Public certificates of the internal CA; renewed at two thirds.
 pub(crate) const HOST_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
-/// Clocks of other machines may be this much behind.
+/// Clocks of other machines may be this much behind; for short lives, by a tenth of the life.
 const SKEW: Duration = Duration::from_secs(300);
+/// Follows the cluster's name in the root's.
+const ROOT_NAME: &str = " internal root";
+/// RFC 5280 appendix A.1, ub-common-name. A longer host name is in the SANs alone, where it counts.
+const COMMON_NAME_MAX: usize = 64;
 
 /// Root and intermediate.
 pub(crate) struct InternalCa {
@@ -61,7 +66,7 @@ impl InternalCa {
             Self::make(store, cluster, now)?;
             tracing::info!(store = %store.path().display(), "made a new internal root");
         }
-        let mut ca = Self::load(store, now)?;
+        let mut ca = Self::load(store, cluster, now)?;
         ca.renew_intermediate(store, cluster, now)?;
         Ok(ca)
     }
@@ -69,7 +74,7 @@ impl InternalCa {
     fn make(store: &Store, cluster: &str, now: SystemTime) -> Result<(), StoreError> {
         let failed = |error: rcgen::Error| store.damaged("ca", error);
         let key = KeyPair::generate().map_err(failed)?;
-        let mut params = ca_params(&format!("{cluster} internal root"), now, ROOT_LIFETIME, None);
+        let mut params = ca_params(&format!("{cluster}{ROOT_NAME}"), now, ROOT_LIFETIME, None);
         // each root has a name of its own, so that a browser with two of them does not mix them up
         params.distinguished_name.push(DnType::OrganizationalUnitName, hex::encode(&spki_hash(&key)[..4]));
         let root = params.self_signed(&key).map_err(failed)?;
@@ -86,7 +91,7 @@ impl InternalCa {
         )
     }
 
-    fn load(store: &Store, now: SystemTime) -> Result<Self, StoreError> {
+    fn load(store: &Store, cluster: &str, now: SystemTime) -> Result<Self, StoreError> {
         let text = |name: &str| store.read(name)?.ok_or_else(|| store.damaged(name, "it is missing"));
         let (root_pem, root_key) = (text("ca/root.pem")?, text("ca/root.key")?);
         let both = text("ca/intermediate.pem")?;
@@ -94,6 +99,13 @@ impl InternalCa {
             load_issuer(&root_pem, &root_key).map_err(|what| store.damaged("ca/root.pem", what))?;
         let (intermediate, intermediate_not_after, issuer) =
             load_issuer(&both, &both).map_err(|what| store.damaged("ca/intermediate.pem", what))?;
+        let of = |what| store.damaged("ca/root.pem", what);
+        if !is_issued_by(&intermediate, &root).map_err(of)? {
+            return Err(store.damaged("ca/intermediate.pem", "it was not issued by the root beside it"));
+        }
+        if let Some(other) = cluster_of(&root).map_err(of)?.filter(|other| other != cluster) {
+            return Err(StoreError::OtherCluster { root: store.path().to_owned(), other, ours: cluster.to_owned() });
+        }
         if root_not_after <= now {
             return Err(store.damaged("ca/root.pem", "the internal root has expired"));
         }
@@ -138,9 +150,10 @@ impl InternalCa {
     pub(crate) fn identity(&self, csr: &[u8], name: &PeerId, now: SystemTime) -> Result<IssuedChain, IssueError> {
         let csr = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr.to_vec()))
             .map_err(IssueError::Request)?;
+        let both = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let uris = name.uris().into_iter().map(|uri| Ok(SanType::URI(uri.as_str().try_into()?)));
         let sans = uris.collect::<Result<_, rcgen::Error>>()?;
-        self.leaf(&csr.public_key, &name.instance, sans, now, name.not_after)
+        self.leaf(&csr.public_key, &name.instance, sans, both, now..name.not_after)
     }
 
     /// A public certificate with a key of its own, PKCS #8.
@@ -155,7 +168,9 @@ impl InternalCa {
             Err(_) => Ok(SanType::DnsName(host.as_str().try_into()?)),
         });
         let sans = sans.collect::<Result<_, rcgen::Error>>()?;
-        let issued = self.leaf(&key, hosts.first().map_or("", String::as_str), sans, now, now + HOST_LIFETIME)?;
+        let name = hosts.first().map_or("", String::as_str);
+        let purposes = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let issued = self.leaf(&key, name, sans, purposes, now..now + HOST_LIFETIME)?;
         Ok((issued, PrivatePkcs8KeyDer::from(key.serialize_der())))
     }
 
@@ -164,19 +179,20 @@ impl InternalCa {
         key: &impl PublicKeyData,
         common_name: &str,
         sans: Vec<SanType>,
-        now: SystemTime,
-        not_after: SystemTime,
+        purposes: Vec<ExtendedKeyUsagePurpose>,
+        life: Range<SystemTime>,
     ) -> Result<IssuedChain, IssueError> {
-        let not_after = not_after.min(self.intermediate_not_after);
+        let not_after = life.end.min(self.intermediate_not_after);
+        let skew = SKEW.min(not_after.duration_since(life.start).unwrap_or_default() / 10);
         let mut params = CertificateParams::default();
-        params.not_before = (now - SKEW).into();
+        params.not_before = (life.start - skew).into();
         params.not_after = not_after.into();
         params.serial_number = Some(serial());
         params.distinguished_name = distinguished(common_name);
         params.subject_alt_names = sans;
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = purposes;
         params.use_authority_key_identifier_extension = true;
         let leaf = params.signed_by(key, &self.issuer)?;
         Ok(IssuedChain { chain: vec![leaf.der().clone(), self.intermediate.clone()], not_after })
@@ -209,7 +225,9 @@ fn ca_params(name: &str, now: SystemTime, lifetime: Duration, path_length: Optio
 fn distinguished(name: &str) -> DistinguishedName {
     let mut distinguished = DistinguishedName::new();
     distinguished.push(DnType::OrganizationName, "Servery");
-    distinguished.push(DnType::CommonName, name);
+    if name.len() <= COMMON_NAME_MAX {
+        distinguished.push(DnType::CommonName, name);
+    }
     distinguished
 }
 
@@ -224,6 +242,20 @@ fn spki_hash(key: &impl PublicKeyData) -> [u8; 32] {
     let mut hash = [0; 32];
     hash.copy_from_slice(digest(&SHA256, &key.subject_public_key_info()).as_ref());
     hash
+}
+
+/// By name: each root has one of its own. The signature is checked with the first certificate that is used.
+fn is_issued_by(certificate: &CertificateDer<'_>, issuer: &CertificateDer<'_>) -> Result<bool, String> {
+    let (_, certificate) = X509Certificate::from_der(certificate).map_err(|error| error.to_string())?;
+    let (_, issuer) = X509Certificate::from_der(issuer).map_err(|error| error.to_string())?;
+    Ok(certificate.issuer().as_raw() == issuer.subject().as_raw())
+}
+
+/// The cluster for which a root was made; `None` if the name was too long to be in it.
+fn cluster_of(root: &CertificateDer<'_>) -> Result<Option<String>, String> {
+    let (_, root) = X509Certificate::from_der(root).map_err(|error| error.to_string())?;
+    let name = root.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+    Ok(name.and_then(|name| name.strip_suffix(ROOT_NAME)).map(str::to_owned))
 }
 
 /// A CA certificate and its key from PEM, checked to belong together.
@@ -306,7 +338,8 @@ mod tests {
 
     #[test]
     fn a_damaged_store_is_refused_with_what_to_do() {
-        let damage: [(&str, fn(&std::path::Path)); 5] = [
+        type Damage = fn(&std::path::Path);
+        let damage: [(&str, Damage); 5] = [
             ("root.key", |file| fs::remove_file(file).unwrap()),
             ("root.pem", |file| fs::write(file, "").unwrap()),
             ("root.key", |file| fs::write(file, KeyPair::generate().unwrap().serialize_pem()).unwrap()),

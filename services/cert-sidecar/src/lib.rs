@@ -3,6 +3,7 @@
 //! In reading order: `config` says what is wanted, `store` keeps it, `internal_ca` issues, `records` knows who may come
 //! in, `catalogue` what is on offer, `trust` holds them together; `enrolment`, `push` and `control` are the doors.
 
+mod attempts;
 mod catalogue;
 mod config;
 pub mod control;

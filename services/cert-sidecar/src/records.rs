@@ -5,7 +5,7 @@ use crate::config::Right;
 use chassis::identity::{JoinToken, RootHash};
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     time::{Duration, SystemTime},
 };
@@ -33,6 +33,9 @@ struct Token {
     right: Right,
     id: String,
     secret: String,
+    /// The configuration names it, and takes it back when it names it no more.
+    #[serde(default)]
+    configured: bool,
 }
 
 impl fmt::Debug for Token {
@@ -79,7 +82,7 @@ impl Refusal {
 }
 
 /// More instances than this at once are a runaway, not a cluster.
-pub(crate) const MAX_MEMBERS: usize = 100_000;
+pub(crate) const MAX_MEMBERS: usize = 10_000;
 /// One for each role and app.
 pub(crate) const MAX_TOKENS: usize = 1_000;
 
@@ -94,11 +97,30 @@ impl Records {
             let kept = self.tokens.get(&slot).filter(|_| !rotate);
             let fresh = || (hex::encode(rand::random::<[u8; 8]>()), hex::encode(rand::random::<[u8; 32]>()));
             let (id, secret) = kept.map_or_else(fresh, |token| (token.id.clone(), token.secret.clone()));
-            Token { right: right.clone(), id, secret }
+            let configured = self.tokens.get(&slot).is_some_and(|token| token.configured);
+            Token { right: right.clone(), id, secret, configured }
         });
         let (id, secret) = (token.id.clone(), token.secret.clone());
         self.tokens.insert(slot, token);
         (JoinToken { role: right.role(), root: *root, id, secret }.expose(), changed)
+    }
+
+    /// Of the tokens that the configuration has named at some time, keeps those that it names now. True if that
+    /// changed anything.
+    pub(crate) fn configured(&mut self, slots: &BTreeSet<String>) -> bool {
+        let before = self.tokens.len();
+        self.tokens.retain(|slot, token| !token.configured || slots.contains(slot));
+        let mut changed = before != self.tokens.len();
+        for (_, token) in self.tokens.iter_mut().filter(|(slot, _)| slots.contains(*slot)) {
+            changed |= !token.configured;
+            token.configured = true;
+        }
+        changed
+    }
+
+    /// What the token of a slot gives.
+    pub(crate) fn right_of(&self, slot: &str) -> Option<&Right> {
+        self.tokens.get(slot).map(|token| &token.right)
     }
 
     /// How many tokens there are.
@@ -221,6 +243,22 @@ mod tests {
         let wider = Right::AppServer { app: "shop".to_owned(), prefixes: vec!["/a".to_owned(), "/b".to_owned()] };
         assert_eq!(records.token(&wider, false, &ROOT), (before.clone(), true));
         assert_eq!(records.redeem(&before, &ROOT), Ok(wider));
+    }
+
+    #[test]
+    fn a_token_goes_with_its_configuration_and_one_made_by_hand_stays() {
+        let mut records = Records::default();
+        let (shop, _) = records.token(&right("shop"), false, &ROOT);
+        let (blog, _) = records.token(&right("blog"), false, &ROOT);
+        let named = BTreeSet::from([right("shop").slot()]);
+        assert!(records.configured(&named) && !records.configured(&named));
+        let (rotated, _) = records.token(&right("shop"), true, &ROOT);
+        assert_eq!(records.redeem(&rotated, &ROOT), Ok(right("shop")));
+        assert!(records.configured(&BTreeSet::new()));
+        for gone in [shop, rotated] {
+            assert_eq!(records.redeem(&gone, &ROOT), Err(Refusal::Unknown));
+        }
+        assert_eq!(records.redeem(&blog, &ROOT), Ok(right("blog")));
     }
 
     #[test]

@@ -36,6 +36,11 @@ pub(crate) enum StoreError {
          internal root is made, every process enrols again with a new token, every person trusts the new root"
     )]
     Damaged { root: PathBuf, path: PathBuf, what: String },
+    #[error(
+        "{root} belongs to the cluster {other:?}, the configuration says {ours:?}. Correct `cluster`, or give this \
+         cluster a `data` of its own"
+    )]
+    OtherCluster { root: PathBuf, other: String, ours: String },
 }
 
 impl Store {

@@ -75,11 +75,17 @@ impl Trust {
         let ca = InternalCa::open(&store, &shared.cluster, now)?;
         let records = match store.read("records.json")? {
             Some(text) => serde_json::from_str(&text).map_err(|error| store.damaged("records.json", error))?,
+            // Empty ones would let in again whoever is denied. Only what is made after the first records shows that
+            // there have been some: without it, the first start was cut off.
+            None if store.contains("certificates") || store.contains("tokens") => {
+                return Err(store.damaged("records.json", "it is missing, though this store was in use").into());
+            }
             None => Records::default(),
         };
         let state = State { ca, records, catalogue: Catalogue::default() };
         let manifests = watch::Sender::new(Manifest::default());
         let trust = Self { config, cluster: shared.cluster.clone(), store, state: Mutex::new(state), manifests };
+        trust.save(&trust.state().records)?;
         trust.maintain(now)?;
         Ok(trust)
     }
@@ -94,25 +100,28 @@ impl Trust {
         let mut state = self.state();
         let State { ca, records, catalogue } = &mut *state;
         ca.renew_intermediate(&self.store, &self.cluster, now)?;
-        let mut changed = catalogue.refresh(&self.config.certificates, ca, &self.store, now)?;
-        let mut pruned = records.prune(now);
+        let mut next = records.clone();
+        let mut changed = next.prune(now);
+        let mut files = Vec::new();
         for TokenConfig { right, file } in &self.config.tokens {
-            let (text, new) = records.token(right, false, &ca.root_hash());
-            pruned |= new;
-            let file = file.clone().unwrap_or_else(|| self.token_file(right));
+            let (text, new) = next.token(right, false, &ca.root_hash());
+            changed |= new;
+            files.push((file.clone().unwrap_or_else(|| self.token_file(right)), text, right));
+        }
+        changed |= next.configured(&self.config.tokens.iter().map(|token| token.right.slot()).collect());
+        // In this order: a token that somebody reads is one that we know after a power cut.
+        if changed {
+            self.save(&next)?;
+            *records = next;
+        }
+        for (file, text, right) in files {
             if fs::read_to_string(&file).ok().as_deref() != Some(text.as_str()) {
                 write_private(&file, &text)?;
                 tracing::info!(file = %file.display(), right = right.slot(), "wrote a join token");
             }
         }
-        if pruned {
-            self.save(records)?;
-            catalogue.touch(now);
-            changed = true;
-        }
-        if changed {
-            self.announce(&state);
-        }
+        catalogue.refresh(&self.config.certificates, ca, &self.store, now)?;
+        self.announce(&mut state, now);
         Ok(())
     }
 
@@ -126,8 +135,16 @@ impl Trust {
         self.store.write("records.json", &text)
     }
 
-    fn announce(&self, state: &State) {
-        self.manifests.send_replace(state.catalogue.manifest(state.records.denied()));
+    /// Tells every balancer, if there is anything to tell.
+    fn announce(&self, state: &mut State, now: SystemTime) {
+        self.manifests.send_if_modified(|newest| {
+            let manifest = state.catalogue.manifest(state.records.denied());
+            let changed = manifest.entries != newest.entries || manifest.denied != newest.denied;
+            if changed {
+                *newest = Manifest { version: next_version(newest.version, now), ..manifest };
+            }
+            changed
+        });
     }
 
     /// The first identity of an instance, for a token.
@@ -197,12 +214,31 @@ impl Trust {
         Ok(Issued { instance, issued, root: state.ca.root().to_vec() })
     }
 
-    /// The current token of a right, made or rotated on request; a configured token's file follows.
-    pub(crate) fn token(&self, right: &Right, rotate: bool, now: SystemTime) -> Result<String, TokenError> {
+    /// The current token of a right, made or rotated on request; a configured token's file follows. With
+    /// `any_prefixes` the right of a token that is there already is taken as it is.
+    ///
+    /// A token's right never changes under those who hold it: other prefixes need `rotate`, and those of a configured
+    /// token are the configuration's alone.
+    pub(crate) fn token(
+        &self,
+        right: &Right,
+        any_prefixes: bool,
+        rotate: bool,
+        now: SystemTime,
+    ) -> Result<String, TokenError> {
+        let slot = right.slot();
+        let configured = self.config.tokens.iter().map(|token| &token.right).find(|right| right.slot() == slot);
         let text = {
             let mut state = self.state();
             let mut records = state.records.clone();
-            let (text, changed) = records.token(right, rotate, &state.ca.root_hash());
+            let right = match (configured, records.right_of(&slot)) {
+                (Some(there), _) if any_prefixes || there == right => there.clone(),
+                (Some(there), _) => return Err(TokenError::Configured(there.clone())),
+                (None, Some(there)) if any_prefixes => there.clone(),
+                (None, Some(there)) if there != right && !rotate => return Err(TokenError::OtherRight(there.clone())),
+                (None, _) => right.clone(),
+            };
+            let (text, changed) = records.token(&right, rotate, &state.ca.root_hash());
             if records.tokens() > MAX_TOKENS {
                 return Err(TokenError::Full);
             }
@@ -225,8 +261,7 @@ impl Trust {
         records.deny(instance, now, self.config.identity_lifetime);
         self.save(&records)?;
         state.records = records;
-        state.catalogue.touch(now);
-        self.announce(&state);
+        self.announce(&mut state, now);
         Ok(())
     }
 
@@ -269,11 +304,21 @@ impl Trust {
     }
 }
 
+/// A version that grows, also over a restart: the clock's milliseconds, or one more than the last.
+fn next_version(last: u64, now: SystemTime) -> u64 {
+    let clock = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+    u64::try_from(clock).unwrap_or(u64::MAX).max(last + 1)
+}
+
 /// Why there is no token to print.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TokenError {
     #[error("there are {MAX_TOKENS} tokens already")]
     Full,
+    #[error("the configuration gives this token {0}; change it there ([[cert_sidecar.token]])")]
+    Configured(Right),
+    #[error("there is a token for {0}; with --rotate it is replaced by one for other prefixes")]
+    OtherRight(Right),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
