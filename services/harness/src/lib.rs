@@ -16,6 +16,7 @@ mod load;
 mod member;
 mod process;
 mod raw;
+mod run;
 mod site;
 mod tls;
 
@@ -30,4 +31,5 @@ pub use load::{Load, Tally};
 pub use member::{Member, Role};
 pub use process::{Kin, Process, Signal, descendants_of};
 pub use raw::Raw;
+pub use run::{Ended, forget_servery, run};
 pub use site::Site;

@@ -14,6 +14,7 @@ use crate::client::{Client, Protocol};
 use crate::eventually::eventually;
 use crate::exposition::Exposition;
 use crate::process::{Kin, Process, Signal};
+use crate::run::forget_servery;
 use crate::site::Site;
 
 /// How long a process may take to start or to drain before a test gives up on it: generous, a loaded machine is no bug.
@@ -146,11 +147,7 @@ impl Member {
         assert!(self.process.is_none(), "{} runs already", self.name);
         let mut command = Command::new(&self.program);
         command.args([self.role.command(), "--config"]).arg(self.config_file()).current_dir(&self.directory);
-        for (variable, _) in std::env::vars_os() {
-            if variable.to_string_lossy().starts_with("SERVERY_") {
-                command.env_remove(variable);
-            }
-        }
+        forget_servery(&mut command);
         command.env("RUST_BACKTRACE", "1").env("SERVERY_LOG", "info,servery=debug,balancer=debug,app_server=debug");
         self.process = Some(Process::spawn(self.name.clone(), command).expect("spawn the binary under test"));
     }

@@ -16,33 +16,15 @@ const SOON: Duration = Duration::from_secs(20);
 /// Wrong usage or configuration.
 const USAGE: i32 = 64;
 
-/// How a run of the binary ended.
-struct Ended {
-    code: i32,
-    said: String,
+/// Runs the binary to its end: its exit code and everything it said.
+async fn run(words: &[&str], variables: &[(&str, &str)]) -> Said {
+    let ended = servery_harness::run(SERVERY, words, variables).await;
+    Said { code: ended.code, said: ended.stdout + &ended.stderr }
 }
 
-/// Runs the binary to its end.
-async fn run(words: &[&str], variables: &[(&str, &str)]) -> Ended {
-    let mut command = Command::new(SERVERY);
-    command.args(words);
-    for (variable, _) in std::env::vars_os() {
-        if variable.to_string_lossy().starts_with("SERVERY_") {
-            command.env_remove(variable);
-        }
-    }
-    command.envs(variables.iter().copied());
-    // Through files: whole when the process has ended.
-    let directory = tempfile::tempdir().unwrap();
-    let told = directory.path().join("told");
-    let file = std::fs::File::create(&told).unwrap();
-    let mut child = tokio::process::Command::from(command);
-    child.stdin(std::process::Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file).kill_on_drop(true);
-    let status = tokio::time::timeout(SOON, child.spawn().unwrap().wait()).await;
-    let said = std::fs::read_to_string(&told).unwrap();
-    let status = status.unwrap_or_else(|_| panic!("{words:?} still runs; it said {said}")).unwrap();
-    println!("{words:?}: {status}\n{said}");
-    Ended { code: status.code().unwrap_or_else(|| panic!("{words:?} died: {status}")), said }
+struct Said {
+    code: i32,
+    said: String,
 }
 
 fn file(directory: &TempDir, text: &str) -> (PathBuf, String) {

@@ -1,7 +1,6 @@
 //! Who may not come in stays out: each is refused, logged and counted, and the cluster serves on.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use std::process::Command;
 use std::time::Duration;
 
 use proto::certificates::certificates_client::CertificatesClient;
@@ -12,7 +11,7 @@ use proto::registry::from_node::Message;
 use servery_harness::client;
 use servery_harness::cluster::{instance_of, nodes_of};
 use servery_harness::intruder::{Authority, Credential, FakeNode, dial, enrol, hello};
-use servery_harness::{Client, Cluster, Member, Plan, Process, Protocol, Raw, Role, ensure, eventually};
+use servery_harness::{Client, Cluster, Member, Plan, Protocol, Raw, Role, ensure, eventually, run};
 
 const SERVERY: &str = env!("CARGO_BIN_EXE_servery");
 
@@ -52,17 +51,9 @@ async fn counted(member: &Member, counter: &str, before: f64) {
 
 /// Runs `servery certs` against the cluster's cert-sidecar; returns what it printed.
 async fn certs(cluster: &Cluster, words: &[&str]) -> String {
-    let mut command = Command::new(cluster.binary());
-    command.arg("certs").args(words).arg("--data").arg(cluster.sidecar.data());
-    let process = Process::spawn(format!("certs {words:?}"), command).unwrap();
-    let status = process.exited(SOON).await;
-    assert!(status.success(), "certs {words:?} ended with {status}");
-    // The pipe is read by a thread of its own: the last line may be a moment behind the exit.
-    eventually("its output", SOON, async || {
-        let lines = process.stdout().join("\n");
-        ensure(!lines.is_empty(), || "nothing yet".to_owned()).map(|()| lines)
-    })
-    .await
+    let data = cluster.sidecar.data();
+    let words = [&["certs"], words, &["--data", data.to_str().unwrap()]].concat();
+    run(SERVERY, &words, &[]).await.printed()
 }
 
 const ENROLMENTS: &str = "servery_cert_sidecar_enrolments_total";
@@ -116,7 +107,7 @@ async fn without_the_right_token_nobody_is_enrolled() {
     // Until it is rotated; then only the new one opens it.
     let fresh = certs(&cluster, &["token", "app_server", "--app", "demo", "--rotate"]).await;
     assert!(enrol(sidecar, &good, "node-9").await.is_err(), "a rotated token still enrols");
-    enrol(sidecar, fresh.lines().last().unwrap().trim(), "node-9").await.unwrap();
+    enrol(sidecar, &fresh, "node-9").await.unwrap();
     serves_on(&cluster).await;
 }
 
@@ -224,7 +215,6 @@ async fn a_node_claims_only_what_its_token_names() {
     let cluster = Plan::new(SERVERY).start().await;
     let balancer = &cluster.balancers[0];
     let token = certs(&cluster, &["token", "app_server", "--app", "shop", "--prefix", "/shop"]).await;
-    let token = token.lines().last().unwrap().trim().to_owned();
     let (_, credential) = enrol(cluster.sidecar.sidecar(), &token, "shop").await.unwrap();
 
     let good = hello("shop", "/shop", 9_999);
@@ -281,7 +271,7 @@ async fn a_node_claims_only_what_its_token_names() {
     }
     // A prefix that another app's living nodes hold is theirs.
     let token = certs(&cluster, &["token", "app_server", "--app", "rival", "--prefix", "/"]).await;
-    let (_, rival) = enrol(cluster.sidecar.sidecar(), token.lines().last().unwrap().trim(), "rival").await.unwrap();
+    let (_, rival) = enrol(cluster.sidecar.sidecar(), &token, "rival").await.unwrap();
     let channel = dial(balancer.control(), Some(&rival)).await.unwrap();
     let Err(status) = FakeNode::register(channel, hello("rival", "/", 9_999)).await else {
         panic!("took the prefix of a living app")

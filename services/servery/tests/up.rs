@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use servery_harness::cluster::nodes_of;
-use servery_harness::{Client, Kin, Process, Protocol, Signal, Site, control_time, ensure, eventually};
+use servery_harness::{Client, Kin, Process, Protocol, Signal, Site, control_time, ensure, eventually, forget_servery};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -99,11 +99,7 @@ fn ports(site: &Site) -> Vec<String> {
 
 /// Without what the environment of the tests may say.
 fn bare(mut command: Command) -> Command {
-    for (variable, _) in std::env::vars_os() {
-        if variable.to_string_lossy().starts_with("SERVERY_") {
-            command.env_remove(variable);
-        }
-    }
+    forget_servery(&mut command);
     command
 }
 
