@@ -15,9 +15,7 @@ use chassis::{
     discovery::{Discovery, DiscoveryError},
     identity::{ConnectError, Identity, Role},
 };
-use proto::certificates::{
-    Acknowledgement, FetchRequest, Manifest, certificates_client::CertificatesClient,
-};
+use proto::certificates::{Acknowledgement, FetchRequest, Manifest, certificates_client::CertificatesClient};
 use shelf::Bodies;
 use std::{
     collections::HashSet,
@@ -190,7 +188,11 @@ impl Follower {
         let before = self.hashes();
         let results = self.shelf.settle(manifest, &bodies, OffsetDateTime::now_utc());
         for refused in results.iter().filter(|result| !result.accepted) {
-            tracing::warn!(name = refused.name, reason = refused.reason, "certificate refused: its last good one stays");
+            tracing::warn!(
+                name = refused.name,
+                reason = refused.reason,
+                "certificate refused: its last good one stays"
+            );
         }
         if self.hashes() != before {
             self.publish();

@@ -243,7 +243,8 @@ fn read_route(table: &mut TableReader<'_>) -> Option<RouteConfig> {
 }
 
 /// Completes "an app's name is ...".
-pub(crate) const APP_NAME: &str = "1 to 63 lower-case letters, digits, \"-\", \"_\" and \".\", beginning with a letter or digit";
+pub(crate) const APP_NAME: &str =
+    "1 to 63 lower-case letters, digits, \"-\", \"_\" and \".\", beginning with a letter or digit";
 
 /// It becomes a metrics label, a part of a URI in certificates and a word in log lines.
 pub(crate) fn is_app_name(name: &str) -> bool {

@@ -55,7 +55,7 @@ pub(crate) struct Control {
     shelf: Shelf,
     denied: HashSet<String>,
     /// Once enrolled.
-    instance: Arc<OnceLock<String>>,
+    identity: Arc<OnceLock<Identity>>,
     standing: watch::Sender<Standing>,
 }
 
@@ -90,7 +90,7 @@ impl Control {
             disk,
             shelf,
             denied,
-            instance: Arc::default(),
+            identity: Arc::default(),
             standing,
         }
     }
@@ -98,13 +98,16 @@ impl Control {
     /// What the admin listener shows.
     pub(crate) fn admin(&self, telemetry: PrometheusHandle, lifecycle: &Lifecycle) -> Admin {
         let (shared, directory) = (Arc::clone(&self.shared), Arc::clone(&self.directory));
-        let (standing, instance) = (self.standing.subscribe(), Arc::clone(&self.instance));
+        let (standing, identity) = (self.standing.subscribe(), Arc::clone(&self.identity));
         let cluster = self.common.cluster.clone();
         let status = move || {
             let standing = standing.borrow().clone();
-            let instance = instance.get().map(String::as_str);
+            let instance = identity.get().map(Identity::instance);
             let members = directory.members();
-            status::page(&shared, &status::Facts { cluster: &cluster, instance, standing: &standing, members: &members })
+            status::page(
+                &shared,
+                &status::Facts { cluster: &cluster, instance, standing: &standing, members: &members },
+            )
         };
         let for_series = Arc::clone(&self.shared);
         let series = move |out: &mut String| {
@@ -122,8 +125,19 @@ impl Control {
 
     /// Until `stopping` is cancelled.
     pub(crate) async fn run(self, listener: TcpListener) -> Result<(), ControlError> {
-        let Self { shared, directory, readiness, stopping, common, discovery, disk, shelf, denied, instance, standing } =
-            self;
+        let Self {
+            shared,
+            directory,
+            readiness,
+            stopping,
+            common,
+            discovery,
+            disk,
+            shelf,
+            denied,
+            identity: known,
+            standing,
+        } = self;
         let latches = [
             Some(readiness.latch("no identity from the cert-sidecar yet")),
             shared.https_port.map(|_| readiness.latch("no certificate from the cert-sidecar yet")),
@@ -143,7 +157,7 @@ impl Control {
             () = stopping.cancelled() => return Ok(()),
         };
         tracing::info!(instance = identity.instance(), "enrolled");
-        let _ = instance.set(identity.instance());
+        let _ = known.set(identity.clone());
         drop(enrolled);
 
         let mut tasks = JoinSet::new();
@@ -159,8 +173,7 @@ impl Control {
             tasks.spawn(readiness::certificates(certified, standing.subscribe()));
         }
         let terms = Terms {
-            cluster: common.cluster,
-            instance: identity.instance(),
+            identity: identity.clone(),
             advertised: shared.config.advertised_networks.clone(),
             directory: Arc::clone(&directory),
             stopping,
@@ -180,7 +193,7 @@ impl Control {
         let renewed = identity.clone();
         tasks.spawn(async move { renewed.keep_renewed(&enrol, &discovery).await });
 
-        let mut serving = std::pin::pin!(registry::serve(&identity, listener, terms));
+        let mut serving = std::pin::pin!(registry::serve(listener, terms));
         loop {
             tokio::select! {
                 ended = &mut serving => return Ok(ended?),

@@ -5,6 +5,8 @@
 
 pub mod accesslog;
 pub mod app;
+#[cfg(test)]
+mod authority;
 pub mod body;
 mod certificates;
 pub mod config;

@@ -15,7 +15,7 @@ mod session;
 pub(crate) use directory::{Directory, MemberView};
 pub(crate) use session::Terms;
 
-use chassis::identity::{ClientAuth, Identity, PeerInfo};
+use chassis::identity::{ClientAuth, PeerInfo};
 use connections::Connections;
 use proto::registry::{
     FromBalancer, FromNode,
@@ -45,22 +45,18 @@ const STREAMS_MAX: u32 = 4;
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Serves until `terms.stopping` is cancelled, then until every session has ended.
-pub(crate) async fn serve(
-    identity: &Identity,
-    listener: TcpListener,
-    terms: Terms,
-) -> Result<(), tonic::transport::Error> {
+pub(crate) async fn serve(listener: TcpListener, terms: Terms) -> Result<(), tonic::transport::Error> {
     let sessions = TaskTracker::new();
     let stopping = terms.stopping.clone();
     // Dropped with this future, so that no session outlives it.
     let _guard = stopping.clone().drop_guard();
+    let incoming = Connections::default().counted(terms.identity.incoming(listener, ClientAuth::Required));
     let service = Service { terms: Arc::new(terms), sessions: sessions.clone() };
     let server = Server::builder()
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_LIMIT))
         .max_concurrent_streams(STREAMS_MAX)
         .add_service(RegistryServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX));
-    let incoming = Connections::default().counted(identity.incoming(listener, ClientAuth::Required));
     let serving = server.serve_with_incoming_shutdown(incoming, stopping.clone().cancelled_owned());
     let mut serving = std::pin::pin!(serving);
     tokio::select! {
@@ -83,16 +79,13 @@ impl registry_server::Registry for Service {
     type RegisterStream = ReceiverStream<Result<FromBalancer, Status>>;
 
     /// Answers at once: the peer may wait for the stream to open before it says Hello.
-    async fn register(
-        &self,
-        request: Request<Streaming<FromNode>>,
-    ) -> Result<Response<Self::RegisterStream>, Status> {
+    async fn register(&self, request: Request<Streaming<FromNode>>) -> Result<Response<Self::RegisterStream>, Status> {
         let info = request.extensions().get::<PeerInfo>().cloned();
         let Some(PeerInfo { address, peer }) = info else {
             return Err(refuse(&Refusal::NoCertificate, "", SocketAddr::from(([0, 0, 0, 0], 0))));
         };
         let instance = peer.as_ref().map(|peer| peer.instance.clone()).unwrap_or_default();
-        let admitted = session::may_speak(peer.as_ref(), &self.terms.cluster, SystemTime::now())
+        let admitted = session::may_speak(peer.as_ref(), &self.terms.identity.peer().cluster, SystemTime::now())
             .and_then(|peer| Ok((self.terms.directory.open(&peer.instance)?, peer)));
         let (place, peer) = admitted.map_err(|refusal| refuse(&refusal, &instance, address))?;
         let (outbound, words) = mpsc::channel(OUTBOX);

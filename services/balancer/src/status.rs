@@ -15,7 +15,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 pub(crate) struct Facts<'a> {
     pub(crate) cluster: &'a str,
     /// `None` before enrolment.
-    pub(crate) instance: Option<&'a str>,
+    pub(crate) instance: Option<String>,
     pub(crate) standing: &'a Standing,
     pub(crate) members: &'a [MemberView],
 }

@@ -153,7 +153,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let disk = Disk::new(directory.path(), true);
         let now = OffsetDateTime::now_utc();
-        let (long, short) = (offer("long", &["a.example.com"], now + DAY * 3), offer("short", &["b.example.com"], now + DAY));
+        let (long, short) =
+            (offer("long", &["a.example.com"], now + DAY * 3), offer("short", &["b.example.com"], now + DAY));
         let mut shelf = disk.certificates(now);
         assert!(shelf.set().is_none());
         let entries = vec![long.0.clone(), short.0.clone()];

@@ -166,7 +166,8 @@ pub(crate) mod tests {
     #[test]
     fn good_entries_are_accepted_and_those_not_listed_are_gone() {
         let now = OffsetDateTime::now_utc();
-        let (a, b) = (offer("a", &["a.example.com"], now + DAY), offer("b", &["b.example.com", "127.0.0.1"], now + DAY));
+        let (a, b) =
+            (offer("a", &["a.example.com"], now + DAY), offer("b", &["b.example.com", "127.0.0.1"], now + DAY));
         let mut shelf = Shelf::default();
         assert!(shelf.set().is_none());
         let both = manifest(&[&a.0, &b.0]);

@@ -11,7 +11,7 @@ use super::{
 };
 use chassis::{
     config::Network,
-    identity::{PeerId, Role},
+    identity::{Identity, PeerId, Role},
 };
 use futures_util::{Stream, StreamExt as _};
 use proto::{
@@ -41,9 +41,8 @@ pub(crate) type Outbound = mpsc::Sender<Result<FromBalancer, Status>>;
 /// What every session of a balancer needs.
 #[derive(Debug)]
 pub(crate) struct Terms {
-    pub(crate) cluster: String,
     /// This balancer's.
-    pub(crate) instance: String,
+    pub(crate) identity: Identity,
     /// Where workers may be besides at their node's own address.
     pub(crate) advertised: Vec<Network>,
     pub(crate) directory: Arc<Directory>,
@@ -180,16 +179,9 @@ async fn converse(
     metrics::counter!("servery_balancer_registrations_total", "result" => "accepted").increment(1);
     tracing::info!(instance = lease.instance(), %address, app = lease.app().name(), workers, "registered");
     let lifetime = peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
-    let welcome = Welcome { protocol_version: PROTOCOL_VERSION, instance: terms.instance.clone() };
-    let mut session = Session {
-        lease,
-        host,
-        unacknowledged: sequence,
-        welcome: Some(welcome),
-        silence,
-        leaving: false,
-        left: false,
-    };
+    let welcome = Welcome { protocol_version: PROTOCOL_VERSION, instance: terms.identity.instance() };
+    let mut session =
+        Session { lease, host, unacknowledged: sequence, welcome: Some(welcome), silence, leaving: false, left: false };
     session.follow(terms, lifetime, inbound, outbound).await
 }
 
@@ -287,8 +279,7 @@ impl Session {
         {
             return Some(from_balancer::Message::Acknowledged(Acknowledged { sequence }));
         }
-        (self.leaving && !self.left && app.in_flight(instance) == 0)
-            .then_some(from_balancer::Message::Left(Left {}))
+        (self.leaving && !self.left && app.in_flight(instance) == 0).then_some(from_balancer::Message::Left(Left {}))
     }
 
     fn said(&mut self, word: &from_balancer::Message) {
