@@ -102,15 +102,6 @@ impl Signals {
     }
 }
 
-/// Installs the signals and follows them: [`install_signals`] for who can be late with it. Where they cannot be
-/// installed, the system's defaults stay, which kill.
-pub async fn follow_signals(lifecycle: Lifecycle) {
-    match install_signals() {
-        Ok(signals) => signals.follow(lifecycle).await,
-        Err(error) => tracing::error!(%error, "signals cannot be caught: a drain is not possible"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
