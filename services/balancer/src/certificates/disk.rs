@@ -126,7 +126,7 @@ fn read(path: &Path) -> Option<String> {
 
 /// To a new file beside it, synced, then renamed over it.
 pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    let parent = path.parent().unwrap_or(Path::new("."));
+    let parent = path.parent().unwrap_or_else(|| Path::new("."));
     DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
     let half = path.with_extension("half");
     match fs::remove_file(&half) {
