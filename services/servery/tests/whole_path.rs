@@ -1,5 +1,4 @@
 //! A request's whole path through real processes: client, balancer, worker and back, over HTTP/1.1 and HTTP/2.
-#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::collections::BTreeMap;
 use std::time::Duration;
