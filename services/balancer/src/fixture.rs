@@ -171,7 +171,7 @@ impl Plane {
     /// Drains, and returns the lines of the access log.
     pub(crate) async fn finish(mut self) -> Vec<serde_json::Value> {
         self.lifecycle.advance(Phase::Draining);
-        soon(self.cores.take().unwrap().drained()).await;
+        soon(self.cores.take().unwrap().drained()).await.unwrap();
         let log = self.log.0.lock().unwrap();
         let lines = String::from_utf8(log.clone()).unwrap();
         lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()

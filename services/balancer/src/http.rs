@@ -232,8 +232,11 @@ async fn answer(
         return Ok(redirect::to_https(&host, &head.uri, port));
     }
     // the one snapshot of this request
-    let route = edge.shared.routes.load().lookup(&host.name, head.uri.path()).map(Arc::clone);
-    let route = route.ok_or(Reject::NoRoute)?;
+    let routes = edge.shared.routes.load();
+    let route = routes.lookup(&host.name, head.uri.path()).map(Arc::clone);
+    // before the first node has come, "not found" would be a lie
+    let route = route.ok_or(if routes.is_empty() { Reject::NoEndpoint } else { Reject::NoRoute })?;
+    drop(routes);
     let app = match &route.target {
         Target::App(app) => app,
         Target::Redirect(to) => return Ok(redirect::along(to, &route.prefix, &head.uri)),

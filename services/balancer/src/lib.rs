@@ -1,6 +1,7 @@
 //! The balancer: terminates TLS, routes, holds the one queue of each app, picks a worker, forwards. In reading order:
-//! `listener`, `tls`, `http`, `route`, `app` (with `dispatch`, `queue`, `levels`), `endpoint`, `forward`, `retry`,
-//! `reject`, `accesslog`, `metrics` are the data plane, one runtime per core; `registry`, `certificates`, `readiness`,
+//! `listener`, `tls`, `http` (with `host`, `fields`, `redirect`), `route`, `app` (with `dispatch`, `queue`, `levels`),
+//! `endpoint`, `forward` (with `upstream`, `body`, `relay`), `retry`, `reject`, `accesslog` (with `record`), `metrics`
+//! are the data plane, one runtime per core with its `edge`; `registry`, `certificates`, `readiness`,
 //! `status` are the control plane, on the process's first runtime. The two meet in [`Shared`] only.
 
 pub mod accesslog;
@@ -25,9 +26,9 @@ pub mod listener;
 pub mod metrics;
 pub mod patience;
 pub mod queue;
+mod readiness;
 pub mod record;
 pub mod redirect;
-mod readiness;
 mod registry;
 pub mod reject;
 pub mod relay;
@@ -187,8 +188,8 @@ pub async fn run(
         anyhow::bail!("the registry ended by itself");
     }
     // Unready by now. Nodes go on reporting while what is in flight ends; only then do they lose us.
-    cores.drained().await;
+    let drained = cores.drained().await;
     stopping.cancel();
     let _ = timeout(LAST_WORDS, control_plane.join_next()).await;
-    Ok(())
+    Ok(drained?)
 }

@@ -55,25 +55,38 @@ pub enum StartError {
     Core(#[from] io::Error),
 }
 
+/// Why a core ended before it was told to.
+#[derive(Debug, Error)]
+pub enum CoreFault {
+    #[error("a core cannot serve: {0}")]
+    Io(#[from] io::Error),
+    #[error("a core ended by a fault of its own")]
+    Panic,
+}
+
 /// The running cores.
 #[derive(Debug)]
 pub struct Cores {
-    threads: Vec<(thread::JoinHandle<()>, oneshot::Receiver<()>)>,
+    threads: Vec<(thread::JoinHandle<io::Result<()>>, oneshot::Receiver<()>)>,
     writer: Writer,
 }
 
 impl Cores {
     /// Returns when every connection has ended after `Draining` (at most `drain` later, or at `Stopping`), and the
-    /// log is written.
-    pub async fn drained(self) {
+    /// log is written. A core that ends by a fault begins the drain of the others by itself; the fault is the result.
+    pub async fn drained(self) -> Result<(), CoreFault> {
+        let mut result = Ok(());
         for (thread, ended) in self.threads {
             drop(ended.await);
-            if thread.join().is_err() {
-                tracing::error!("a core ended by a fault");
+            match thread.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => result = Err(error.into()),
+                Err(_) => result = Err(CoreFault::Panic),
             }
         }
         // every core's end of the log is gone, so the writer is about to end
         drop(tokio::task::spawn_blocking(|| self.writer.join()).await);
+        result
     }
 }
 
@@ -105,15 +118,27 @@ pub(crate) fn spawn_cores_logging_to(
             sink: sink.clone(),
         };
         let (alive, ended) = oneshot::channel();
+        let last_act = LastAct { lifecycle: lifecycle.clone(), _alive: alive };
         let thread = thread::Builder::new().name(format!("core-{number}")).spawn(move || {
-            let _alive: oneshot::Sender<()> = alive;
-            if let Err(error) = runtime.block_on(LocalSet::new().run_until(core.run())) {
-                tracing::error!(%error, "a core cannot serve");
-            }
+            let _last_act = last_act;
+            runtime.block_on(LocalSet::new().run_until(core.run()))
         })?;
         threads.push((thread, ended));
     }
     Ok(Cores { threads, writer })
+}
+
+/// When a core ends, all do: after a drain there is nothing to do, and by a fault a part of the clients' connections
+/// would be accepted by nobody.
+struct LastAct {
+    lifecycle: Lifecycle,
+    _alive: oneshot::Sender<()>,
+}
+
+impl Drop for LastAct {
+    fn drop(&mut self) {
+        self.lifecycle.advance(Phase::Draining);
+    }
 }
 
 /// What one thread is given.
@@ -139,10 +164,9 @@ impl Core {
         let secure =
             self.sockets.https.map(|socket| Listener::new(socket, Server::new(&edge, "https", None), Some(tls)));
         let (plain, secure) = (plain.transpose()?, secure.transpose()?);
-        let serve = async |listener: Option<Listener>| {
-            if let Some(listener) = listener {
-                listener.run(&self.slots, &self.lifecycle, self.shared.config.drain).await;
-            }
+        let serve = async |listener: Option<Listener>| match listener {
+            Some(listener) => listener.run(&self.slots, &self.lifecycle, self.shared.config.drain).await,
+            None => self.lifecycle.reached(Phase::Draining).await,
         };
         tokio::join!(serve(plain), serve(secure));
         keepers.shutdown().await;

@@ -181,6 +181,11 @@ impl Table {
         self.any.get(fits(&self.any)?)
     }
 
+    /// Nothing is configured, and no node has declared anything yet.
+    pub fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.wildcard.is_empty() && self.any.is_empty()
+    }
+
     /// In no particular order.
     pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
         self.exact.values().chain(self.wildcard.values()).flatten().chain(&self.any)

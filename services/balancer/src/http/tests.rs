@@ -184,6 +184,16 @@ async fn a_prefix_is_stripped_and_named() {
 }
 
 #[tokio::test]
+async fn before_the_first_route_is_known_nothing_is_said_to_be_not_found() {
+    let plane = Plane::start("");
+    plane.shared.routes.store(std::sync::Arc::default());
+    let mut client = plane.client().await;
+    let (head, _) = client.get("/").await;
+    assert_eq!(status(&head), "503");
+    assert!(head.contains("retry-after: 1\r\n"));
+}
+
+#[tokio::test]
 async fn requests_that_name_no_host_are_refused_as_problem_json() {
     let plane = Plane::start("");
     for request in [

@@ -39,7 +39,7 @@ async fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {
     let response = soon(in_flight).await.unwrap().unwrap();
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
     assert!(soon(http2.send_request(request())).await.is_err(), "GOAWAY");
-    soon(ended.drained()).await;
+    soon(ended.drained()).await.unwrap();
     assert_eq!(plane.held(), 0);
 }
 
@@ -53,7 +53,7 @@ async fn a_drain_is_over_when_its_time_is() {
     upstream.head().await;
     let ended = plane.take_cores();
     plane.lifecycle.advance(Phase::Draining);
-    soon(ended.drained()).await;
+    soon(ended.drained()).await.unwrap();
     assert_eq!(client.rest().await, "");
     assert_eq!(upstream.rest().await, "");
     assert_eq!(plane.held(), 0);
@@ -70,7 +70,7 @@ async fn a_second_signal_ends_the_drain() {
     let ended = plane.take_cores();
     plane.lifecycle.advance(Phase::Draining);
     plane.lifecycle.advance(Phase::Stopping);
-    soon(ended.drained()).await;
+    soon(ended.drained()).await.unwrap();
     assert_eq!(client.rest().await, "");
 }
 
