@@ -131,7 +131,7 @@ pub(crate) fn bind(data: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    let listener = UnixListener::bind(Short::of(data)?.socket())?; // the directory is 0700 until the mode below is set
+    let listener = UnixListener::bind(Short::of(data)?.socket())?; // before the mode is set, is_ours() keeps others out
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }

@@ -6,15 +6,19 @@ use chassis::{
     identity::{PeerId, PeerInfo, Role},
     lifecycle::{Lifecycle, Phase},
 };
+use futures_util::{Stream, stream::unfold};
 use proto::certificates::{Acknowledgement, Certificate, FetchRequest, Manifest, certificates_server::Certificates};
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::{
+    sync::watch,
+    time::{Sleep, sleep},
+};
 use tonic::{Request, Response, Status, Streaming};
 
 /// More balancers than this at once are a runaway.
@@ -122,22 +126,34 @@ impl Push {
 
 #[tonic::async_trait]
 impl Certificates for Push {
-    type WatchStream = ReceiverStream<Result<Manifest, Status>>;
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<Manifest, Status>> + Send>>;
 
     async fn watch(&self, request: Request<Streaming<Acknowledgement>>) -> Result<Response<Self::WatchStream>, Status> {
         let peer = self.balancer(&request)?;
         let place = self.watchers.enter(&peer.instance)?;
-        let (manifests, stream) = mpsc::channel(1);
-        // The task ends with the balancer's half, its certificate, a denial, or this process.
-        tokio::spawn(feed(
-            Arc::clone(&self.trust),
+        tracing::info!(instance = peer.instance, "a balancer listens for certificates");
+        let mut newest = self.trust.manifests();
+        newest.mark_changed();
+        let life = peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        let watch = Watch {
+            trust: Arc::clone(&self.trust),
+            lifecycle: self.lifecycle.clone(),
             place,
             peer,
-            request.into_inner(),
-            manifests,
-            self.lifecycle.clone(),
-        ));
-        Ok(Response::new(ReceiverStream::new(stream)))
+            newest,
+            acknowledgements: request.into_inner(),
+            end: Box::pin(sleep(life)),
+        };
+        // Lives in the response, and ends with its connection: there is no task to outlive it.
+        let manifests = unfold(Some(watch), |watch| async move {
+            let mut watch = watch?;
+            match watch.next().await {
+                Some(Ok(manifest)) => Some((Ok(manifest), Some(watch))),
+                Some(Err(status)) => Some((Err(status), None)),
+                None => None,
+            }
+        });
+        Ok(Response::new(Box::pin(manifests)))
     }
 
     async fn fetch(&self, request: Request<FetchRequest>) -> Result<Response<Certificate>, Status> {
@@ -147,58 +163,59 @@ impl Certificates for Push {
     }
 }
 
-/// Sends every manifest, takes every acknowledgement.
-async fn feed(
+/// One balancer's stream: sends every manifest, takes every acknowledgement.
+struct Watch {
     trust: Arc<Trust>,
+    lifecycle: Lifecycle,
     place: Place,
     peer: PeerId,
-    mut acknowledgements: Streaming<Acknowledgement>,
-    manifests: mpsc::Sender<Result<Manifest, Status>>,
-    lifecycle: Lifecycle,
-) {
-    tracing::info!(instance = peer.instance, "a balancer listens for certificates");
-    let mut newest = trust.manifests();
-    newest.mark_changed();
-    let life = peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
-    let end = tokio::time::sleep(life);
-    tokio::pin!(end);
-    let reason = loop {
-        tokio::select! {
-            changed = newest.changed() => {
-                if changed.is_err() {
-                    break Status::unavailable("the cert-sidecar is stopping");
-                }
-                if trust.is_denied(&peer.instance) {
-                    break Status::permission_denied("this instance is denied");
-                }
-                let manifest = newest.borrow_and_update().clone();
-                // full: the balancer has not taken the last one yet; it must not hold up its acknowledgements for long
-                if manifests.send(Ok(manifest)).await.is_err() {
-                    return; // it has gone
-                }
-            }
-            message = acknowledgements.message() => match message {
-                Ok(Some(acknowledgement)) => {
-                    place.acknowledge(acknowledgement.version);
-                    for result in acknowledgement.results.iter().filter(|result| !result.accepted) {
-                        metrics::counter!("servery_cert_sidecar_push_refusals_total").increment(1);
-                        tracing::error!(
-                            instance = peer.instance, certificate = result.name, reason = result.reason,
-                            "a balancer refused a certificate and keeps its last good one"
-                        );
+    newest: watch::Receiver<Manifest>,
+    acknowledgements: Streaming<Acknowledgement>,
+    /// Of the balancer's certificate.
+    end: Pin<Box<Sleep>>,
+}
+
+impl Watch {
+    /// The next manifest; an error is the last word, and `None` is for who has gone.
+    async fn next(&mut self) -> Option<Result<Manifest, Status>> {
+        let reason = loop {
+            tokio::select! {
+                changed = self.newest.changed() => {
+                    if changed.is_err() {
+                        break Status::unavailable("the cert-sidecar is stopping");
                     }
-                    tracing::debug!(instance = peer.instance, version = acknowledgement.version, "acknowledged");
+                    if self.trust.is_denied(&self.peer.instance) {
+                        break Status::permission_denied("this instance is denied");
+                    }
+                    return Some(Ok(self.newest.borrow_and_update().clone()));
                 }
-                Ok(None) | Err(_) => {
-                    tracing::info!(instance = peer.instance, "a balancer listens no more");
-                    return;
-                }
-            },
-            () = &mut end => break Status::unauthenticated("this identity has expired"),
-            () = lifecycle.reached(Phase::Draining) => break Status::unavailable("the cert-sidecar is stopping"),
+                message = self.acknowledgements.message() => match message {
+                    Ok(Some(acknowledgement)) => self.acknowledged(&acknowledgement),
+                    Ok(None) | Err(_) => {
+                        tracing::info!(instance = self.peer.instance, "a balancer listens no more");
+                        return None;
+                    }
+                },
+                () = &mut self.end => break Status::unauthenticated("this identity has expired"),
+                () = self.lifecycle.reached(Phase::Draining) => break Status::unavailable("the cert-sidecar is stopping"),
+            }
+        };
+        tracing::info!(instance = self.peer.instance, reason = reason.message(), "ended a balancer's stream");
+        Some(Err(reason))
+    }
+
+    fn acknowledged(&self, acknowledgement: &Acknowledgement) {
+        let Acknowledgement { version, results } = acknowledgement;
+        self.place.acknowledge(*version);
+        for result in results.iter().filter(|result| !result.accepted) {
+            metrics::counter!("servery_cert_sidecar_push_refusals_total").increment(1);
+            tracing::error!(
+                instance = self.peer.instance,
+                certificate = result.name,
+                reason = result.reason,
+                "a balancer refused a certificate and keeps its last good one"
+            );
         }
-    };
-    tracing::info!(instance = peer.instance, reason = reason.message(), "ended a balancer's stream");
-    // best effort: the stream ends with or without the word
-    let _ = manifests.try_send(Err(reason));
+        tracing::debug!(instance = self.peer.instance, version, "acknowledged");
+    }
 }

@@ -3,7 +3,7 @@
 //! loop ends it.
 
 use super::{
-    EnrolConfig, Identity, IdentityError, Material, enrol,
+    EnrolConfig, Identity, IdentityError, JoinToken, Material, enrol,
     enrol::EnrolError,
     files::{Files, FilesError},
 };
@@ -72,6 +72,7 @@ async fn enrol_patiently(
     let mut backoff = Backoff::new(SOON.0, SOON.1);
     let mut complaints = Complaints::default();
     loop {
+        let tried = enrol::read_token(config).ok();
         let error = match enrol::enrol(config, discovery, files).await {
             Ok(material) => {
                 tracing::info!(instance = material.peer().instance, sidecar = %config.sidecar, "enrolled");
@@ -82,7 +83,7 @@ async fn enrol_patiently(
         };
         complaints.log("no identity yet", &error);
         if error.is_verdict() {
-            later(config).await;
+            later(config, tried).await;
         } else {
             let pause = backoff.next(&mut rand::rng());
             sleep(pause).await;
@@ -90,11 +91,10 @@ async fn enrol_patiently(
     }
 }
 
-/// Waits, but not for longer than the token file stays as it is.
-async fn later(config: &EnrolConfig) {
-    let token = || enrol::read_token(config).ok();
-    let (refused, until) = (token(), Instant::now() + LATER);
-    while Instant::now() < until && token() == refused {
+/// Waits, but not for longer than the token file stays as it was.
+async fn later(config: &EnrolConfig, tried: Option<JoinToken>) {
+    let until = Instant::now() + LATER;
+    while Instant::now() < until && enrol::read_token(config).ok() == tried {
         sleep(TOKEN_LOOKED_AT_EVERY).await;
     }
 }
