@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::dns::Dns;
 use crate::eventually::eventually;
@@ -24,6 +25,8 @@ const FIRST_NODE_HOST: u8 = 100;
 /// The name under which the balancers are found when the plan asks for DNS.
 pub const BALANCER_NAME: &str = "balancer.test";
 
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
 /// What a cluster is to be.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -36,6 +39,7 @@ pub struct Plan {
     balancer_lines: String,
     node_lines: String,
     tables: String,
+    alone: bool,
 }
 
 impl Plan {
@@ -51,6 +55,7 @@ impl Plan {
             balancer_lines: String::new(),
             node_lines: String::new(),
             tables: String::new(),
+            alone: false,
         }
     }
 
@@ -101,8 +106,16 @@ impl Plan {
         self
     }
 
+    /// Among the plans that say so, one cluster at a time in this process: for tests under load, which would be each other's.
+    #[must_use]
+    pub fn alone(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+
     /// Starts everything at once, in no order, and waits until every balancer has every worker and all are ready.
     pub async fn start(self) -> Cluster {
+        let turn = if self.alone { Some(ONE_AT_A_TIME.lock().await) } else { None };
         let site = Arc::new(Site::claim());
         let directory = tempfile::Builder::new().prefix("servery-test-").tempdir().expect("a temporary directory");
         let dns = match self.dns_ttl_s {
@@ -120,6 +133,7 @@ impl Plan {
             plan: self,
             site,
             directory,
+            _turn: turn,
         };
         let sidecar_config = cluster.config_of(&cluster.sidecar);
         cluster.sidecar.configure(&sidecar_config);
@@ -148,8 +162,9 @@ pub struct Cluster {
     join: Vec<String>,
     plan: Plan,
     site: Arc<Site>,
-    // Last: the processes are gone before their directory is.
+    // Last: the processes are gone before their directory is, and before the next cluster starts.
     directory: TempDir,
+    _turn: Option<MutexGuard<'static, ()>>,
 }
 
 impl Cluster {

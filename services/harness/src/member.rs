@@ -18,7 +18,7 @@ use crate::run::forget_servery;
 use crate::site::Site;
 
 /// How long a process may take to start or to drain before a test gives up on it: generous, a loaded machine is no bug.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +139,8 @@ impl Member {
     /// A client of its HTTPS listener that trusts the cluster's root.
     pub fn client(&self, protocol: Protocol) -> Arc<Client> {
         let root = self.data().join("identity/root.pem");
-        Arc::new(Client::trusting(&root, self.https(), protocol).expect("a ready balancer has the root on disk"))
+        let client = Client::trusting(&root, self.https(), protocol).expect("a ready balancer has the root on disk");
+        Arc::new(client.within(PATIENCE))
     }
 
     /// Starts it; does not wait until it serves.

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 const SERVERY: &str = env!("CARGO_BIN_EXE_servery");
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 
 /// Wrong usage or configuration.
 const USAGE: i32 = 64;

@@ -10,16 +10,20 @@ use tokio::net::TcpStream;
 
 const SERVERY: &str = env!("CARGO_BIN_EXE_servery");
 
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(30);
 
 /// Requests per second: steady, and far from what two busy cores can take.
-const RATE: u32 = 100;
+const RATE: u32 = 50;
+
+fn plan() -> Plan {
+    Plan::new(SERVERY).alone()
+}
 
 /// A steady load on every balancer over HTTP/1.1 and HTTP/2, under way.
 async fn load_on(balancers: &[Member], path: &str) -> Load {
     let clients = balancers.iter().flat_map(|balancer| Protocol::BOTH.map(|protocol| balancer.client(protocol)));
     let load = Load::start(clients.collect(), path, RATE);
-    load.answered(50).await;
+    load.answered(25).await;
     load
 }
 
@@ -30,7 +34,7 @@ async fn known_nodes(balancer: &Member) -> usize {
 
 #[tokio::test]
 async fn a_new_node_takes_its_share_and_no_request_fails() {
-    let mut cluster = Plan::new(SERVERY).nodes(2).start().await;
+    let mut cluster = plan().nodes(2).start().await;
     let load = load_on(&cluster.balancers, "/whoami").await;
     cluster.start_node();
     load.answered_by("node-2", SOON).await;
@@ -41,7 +45,7 @@ async fn a_new_node_takes_its_share_and_no_request_fails() {
 
 #[tokio::test]
 async fn a_node_stopped_by_sigterm_leaves_without_a_failed_request() {
-    let mut cluster = Plan::new(SERVERY).nodes(3).start().await;
+    let mut cluster = plan().nodes(3).start().await;
     let quick = load_on(&cluster.balancers, "/whoami").await;
     // There is always something in flight at every node.
     let slow = load_on(&cluster.balancers, "/sleep/100").await;
@@ -61,7 +65,7 @@ async fn a_node_stopped_by_sigterm_leaves_without_a_failed_request() {
 
 #[tokio::test]
 async fn the_cert_sidecar_restarted_and_then_away_is_not_noticed() {
-    let mut cluster = Plan::new(SERVERY).nodes(2).start().await;
+    let mut cluster = plan().nodes(2).start().await;
     let load = load_on(&cluster.balancers, "/whoami").await;
     cluster.sidecar.restart().await;
     load.answered(100).await;
@@ -86,7 +90,7 @@ async fn the_cert_sidecar_restarted_and_then_away_is_not_noticed() {
 
 #[tokio::test]
 async fn a_restarted_balancer_has_every_node_back_within_a_second_of_listening() {
-    let mut cluster = Plan::new(SERVERY).balancers(2).nodes(3).workers(2).start().await;
+    let mut cluster = plan().balancers(2).nodes(3).workers(2).start().await;
     // The other balancer does not notice.
     let load = load_on(&cluster.balancers[1..], "/whoami").await;
     let (mut took, mut control_took) = (Vec::new(), Vec::new());
@@ -130,7 +134,7 @@ async fn a_restarted_balancer_has_every_node_back_within_a_second_of_listening()
 
 #[tokio::test]
 async fn nodes_find_every_balancer_by_dns_and_a_third_when_it_appears() {
-    let mut cluster = Plan::new(SERVERY).by_dns(1).balancers(2).nodes(2).workers(2).start().await;
+    let mut cluster = plan().by_dns(1).balancers(2).nodes(2).workers(2).start().await;
     // Whatever a balancer may send, the workers can take: no slot is promised twice.
     permits_are_shared(&cluster, 2).await;
 
@@ -170,7 +174,7 @@ async fn permits_are_shared(cluster: &Cluster, balancers: u32) {
 
 #[tokio::test]
 async fn a_node_killed_outright_is_out_of_rotation_at_once() {
-    let mut cluster = Plan::new(SERVERY).nodes(3).start().await;
+    let mut cluster = plan().nodes(3).start().await;
     let load = load_on(&cluster.balancers, "/whoami").await;
     let mut dead = cluster.nodes.remove(0);
     let workers = dead.workers();
@@ -195,7 +199,7 @@ async fn a_node_killed_outright_is_out_of_rotation_at_once() {
 
 #[tokio::test]
 async fn a_worker_killed_is_replaced_and_no_request_fails() {
-    let cluster = Plan::new(SERVERY).nodes(2).workers(2).start().await;
+    let cluster = plan().nodes(2).workers(2).start().await;
     let (balancer, node) = (&cluster.balancers[0], &cluster.nodes[0]);
     let load = load_on(&cluster.balancers, "/whoami").await;
     for round in 1..=3_u64 {
@@ -223,7 +227,7 @@ async fn a_worker_killed_is_replaced_and_no_request_fails() {
 
 #[tokio::test]
 async fn a_frozen_worker_is_replaced_and_no_request_fails() {
-    let cluster = Plan::new(SERVERY).workers(2).with(Role::AppServer, "timeout = \"3s\"").start().await;
+    let cluster = plan().workers(2).with(Role::AppServer, "timeout = \"3s\"").start().await;
     let (balancer, node) = (&cluster.balancers[0], &cluster.nodes[0]);
     let load = load_on(&cluster.balancers, "/whoami").await;
     let frozen = node.workers().into_iter().next().unwrap();
@@ -241,7 +245,7 @@ async fn a_frozen_worker_is_replaced_and_no_request_fails() {
 
 #[tokio::test]
 async fn a_frozen_supervisor_is_left_out_until_it_speaks_again() {
-    let cluster = Plan::new(SERVERY).nodes(2).with(Role::AppServer, "heartbeat = \"500ms\"").start().await;
+    let cluster = plan().nodes(2).with(Role::AppServer, "heartbeat = \"500ms\"").start().await;
     let balancer = &cluster.balancers[0];
     let load = load_on(&cluster.balancers, "/whoami").await;
     cluster.nodes[0].freeze();
@@ -261,7 +265,7 @@ async fn a_frozen_supervisor_is_left_out_until_it_speaks_again() {
 
 #[tokio::test]
 async fn a_node_that_restarts_is_one_node_and_not_two() {
-    let mut cluster = Plan::new(SERVERY).nodes(2).start().await;
+    let mut cluster = plan().nodes(2).start().await;
     let before = instance_of(&cluster.balancers[0].status().await.unwrap(), "node-0").unwrap();
     let load = load_on(&cluster.balancers, "/whoami").await;
     let mut node = cluster.nodes.remove(0);
@@ -276,8 +280,7 @@ async fn a_node_that_restarts_is_one_node_and_not_two() {
 
 #[tokio::test]
 async fn identities_are_renewed_under_load_without_a_failed_request() {
-    let plan = Plan::new(SERVERY).nodes(2).with(Role::CertSidecar, "identity_lifetime = \"30s\"");
-    let cluster = plan.start().await;
+    let cluster = plan().nodes(2).with(Role::CertSidecar, "identity_lifetime = \"30s\"").start().await;
     let certificate = |member: &Member| std::fs::read(member.data().join("identity/certificate.pem")).unwrap();
     let members: Vec<&Member> = cluster.balancers.iter().chain(&cluster.nodes).collect();
     let first: Vec<_> = members.iter().map(|member| certificate(member)).collect();

@@ -10,7 +10,7 @@ use servery_harness::{Client, Cluster, Plan, Protocol, Role, eventually, run};
 
 const SERVERY: &str = env!("CARGO_BIN_EXE_servery");
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 
 fn data(cluster: &Cluster) -> String {
     cluster.sidecar.data().display().to_string()

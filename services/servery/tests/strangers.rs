@@ -15,7 +15,7 @@ use servery_harness::{Client, Cluster, Member, Plan, Protocol, Raw, Role, ensure
 
 const SERVERY: &str = env!("CARGO_BIN_EXE_servery");
 
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(30);
 
 /// Whatever was tried, users are served and the one node is still the only one.
 async fn serves_on(cluster: &Cluster) {

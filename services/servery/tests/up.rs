@@ -19,7 +19,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 const SERVERY: &str = env!("CARGO_BIN_EXE_servery");
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 
 /// Who "an ordinary user" is when the tests run as root: nobody.
 const NOBODY: u32 = 65_534;

@@ -10,7 +10,7 @@ use servery_harness::{Client, Cluster, Plan, Protocol, Raw, Role, eventually};
 
 const SERVERY: &str = env!("CARGO_BIN_EXE_servery");
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 fn client_of(cluster: &Cluster, protocol: Protocol) -> std::sync::Arc<Client> {
     cluster.balancers[0].client(protocol)
