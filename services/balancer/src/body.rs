@@ -299,9 +299,8 @@ impl Drop for Body {
         let ended = self.is_end_stream();
         if let Some(record) = &mut self.record
             && !ended
-            && record.reject.is_none()
         {
-            record.reject = Some(Reject::ClientGone);
+            record.abandon();
         }
     }
 }

@@ -4,7 +4,12 @@
 use crate::{Shared, accesslog::AccessLog, app::Permit, metrics::EdgeMetrics, upstream::Pool};
 use http::HeaderValue;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
-use std::{cell::RefCell, fmt, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 use tokio_util::task::TaskTracker;
 
 pub struct Edge {
@@ -13,6 +18,8 @@ pub struct Edge {
     pub(crate) log: AccessLog,
     pub(crate) metrics: EdgeMetrics,
     rng: RefCell<SmallRng>,
+    /// The drain is over: what ends from now on was ended by us.
+    pub(crate) cutting: Cell<bool>,
     /// Ended with the core's runtime at the latest.
     pub(crate) tasks: TaskTracker,
 }
@@ -24,6 +31,7 @@ impl Edge {
             shared,
             log,
             metrics: EdgeMetrics::register(),
+            cutting: Cell::new(false),
             rng: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
             tasks: TaskTracker::new(),
         }

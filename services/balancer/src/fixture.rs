@@ -172,6 +172,11 @@ impl Plane {
     pub(crate) async fn finish(mut self) -> Vec<serde_json::Value> {
         self.lifecycle.advance(Phase::Draining);
         soon(self.cores.take().unwrap().drained()).await.unwrap();
+        self.log()
+    }
+
+    /// The lines of the access log, complete once the cores have ended.
+    pub(crate) fn log(&self) -> Vec<serde_json::Value> {
         let log = self.log.0.lock().unwrap();
         let lines = String::from_utf8(log.clone()).unwrap();
         lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()

@@ -245,6 +245,7 @@ impl Listener {
             () = tokio::time::sleep(drain) => tracing::warn!("the drain is over: cutting the connections that are left"),
             () = lifecycle.reached(Phase::Stopping) => {}
         }
+        self.server.edge.cutting.set(true);
         connections.shutdown().await;
     }
 

@@ -41,10 +41,18 @@ impl fmt::Debug for Record {
     }
 }
 
+impl Record {
+    /// It ended before its answer did, and nobody else is to blame: the client left, or we cut it off.
+    pub(crate) fn abandon(&mut self) {
+        let cutting = self.edge.cutting.get();
+        self.reject.get_or_insert(if cutting { Reject::Drained } else { Reject::ClientGone });
+    }
+}
+
 impl Drop for Record {
     fn drop(&mut self) {
         if self.status == 0 {
-            self.reject.get_or_insert(Reject::ClientGone);
+            self.abandon();
         }
         let status = match (self.status, self.reject) {
             (0, Some(reject)) => reject.status().as_u16(),
@@ -54,7 +62,7 @@ impl Drop for Record {
         let metrics = self.app.as_ref().map_or(&self.edge.metrics.unrouted, |app| &app.metrics);
         metrics.count_request(status);
         metrics.duration.record(duration.as_secs_f64());
-        if self.attempts > 0 {
+        if self.app.is_some() {
             metrics.queue_wait.record(self.queue.as_secs_f64());
         }
         if let Some(reject) = self.reject {

@@ -37,11 +37,13 @@ pub enum Reject {
     ClientGone,
     /// The response ended before it was complete. Only for the log: its head was passed on.
     CutOff,
+    /// Still in flight when the drain was over. Only for the log.
+    Drained,
 }
 
 impl Reject {
     /// In the order of declaration, so that `ALL[reject as usize] == reject`.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::BadHost,
         Self::BadTarget,
         Self::BadBody,
@@ -60,6 +62,7 @@ impl Reject {
         Self::ResponseTimeout,
         Self::ClientGone,
         Self::CutOff,
+        Self::Drained,
     ];
 
     /// In the log and as the metrics' `reason`.
@@ -83,6 +86,7 @@ impl Reject {
             Self::ResponseTimeout => "response_timeout",
             Self::ClientGone => "client_gone",
             Self::CutOff => "cut_off",
+            Self::Drained => "drained",
         }
     }
 
@@ -93,7 +97,9 @@ impl Reject {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::NoRoute => StatusCode::NOT_FOUND,
-            Self::QueueFull | Self::QueueDeadline | Self::NoEndpoint | Self::Refused => StatusCode::SERVICE_UNAVAILABLE,
+            Self::QueueFull | Self::QueueDeadline | Self::NoEndpoint | Self::Refused | Self::Drained => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::ConnectRefused | Self::UpstreamReset | Self::BadResponse | Self::CutOff => StatusCode::BAD_GATEWAY,
             Self::ConnectTimeout | Self::ResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
             // nginx's number for it; never sent, and outside of what RFC 9110 names
@@ -113,7 +119,7 @@ impl Reject {
             | Self::ClientGone => "http_request_error",
             Self::NoRoute => "destination_not_found",
             Self::QueueFull => "connection_limit_reached",
-            Self::QueueDeadline | Self::NoEndpoint | Self::Refused => "destination_unavailable",
+            Self::QueueDeadline | Self::NoEndpoint | Self::Refused | Self::Drained => "destination_unavailable",
             Self::ConnectRefused => "connection_refused",
             Self::ConnectTimeout => "connection_timeout",
             Self::UpstreamReset => "connection_terminated",
@@ -141,13 +147,14 @@ impl Reject {
             Self::BadResponse => "The application's answer could not be understood.",
             Self::ConnectTimeout | Self::ResponseTimeout => "The application did not answer in time.",
             Self::ClientGone => "The client left.",
+            Self::Drained => "The server is restarting.",
         }
     }
 
     /// Seconds after which another try makes sense.
     fn retry_after(self) -> Option<&'static str> {
         match self {
-            Self::QueueFull | Self::QueueDeadline | Self::NoEndpoint | Self::Refused => Some("1"),
+            Self::QueueFull | Self::QueueDeadline | Self::NoEndpoint | Self::Refused | Self::Drained => Some("1"),
             Self::BadHost
             | Self::BadTarget
             | Self::BadBody

@@ -57,6 +57,7 @@ async fn a_drain_is_over_when_its_time_is() {
     assert_eq!(client.rest().await, "");
     assert_eq!(upstream.rest().await, "");
     assert_eq!(plane.held(), 0);
+    assert_eq!(plane.log()[0]["reject"], "drained");
 }
 
 #[tokio::test]
