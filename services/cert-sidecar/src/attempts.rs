@@ -1,6 +1,6 @@
-//! How often one address may fail to enrol. In: an address and a moment. Out: whether this failure is answered and
-//! logged as one, or cut short. Pure. It never stands in the way of a good token: whoever holds one is asked for
-//! nothing here, so that a broken neighbour behind the same address keeps nobody out.
+//! How often one address may fail, to enrol or to get certificates. In: an address and a moment. Out: whether this
+//! failure is answered and logged as one, or cut short. Pure. It never stands in the way of a good token: whoever holds
+//! one is asked for nothing here, so that a broken neighbour behind the same address keeps nobody out.
 //!
 //! A secret has 256 bits and cannot be guessed at any rate; what is bounded is the noise.
 

@@ -1,7 +1,11 @@
 //! The Certificates service: one stream per balancer, manifests down, acknowledgements up. Balancers only; a denied one
 //! or one whose certificate ends is cut off.
 
-use crate::{enrolment::peer_of, trust::Trust};
+use crate::{
+    attempts::{Attempts, Verdict},
+    enrolment::peer_of,
+    trust::Trust,
+};
 use chassis::{
     identity::{PeerId, PeerInfo, Role},
     lifecycle::{Lifecycle, Phase},
@@ -12,8 +16,8 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Instant, SystemTime},
 };
 use tokio::{
     sync::watch,
@@ -30,6 +34,8 @@ pub(crate) struct Push {
     trust: Arc<Trust>,
     watchers: Arc<Watchers>,
     lifecycle: Lifecycle,
+    /// A denied balancer asks again and again: beyond a burst it is only counted.
+    refused: Arc<Mutex<Attempts>>,
 }
 
 /// The balancers that listen just now, and what each has acknowledged.
@@ -49,7 +55,7 @@ struct Place {
 impl Watchers {
     fn enter(self: &Arc<Self>, instance: &str) -> Result<Place, Status> {
         let stream = self.streams.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let mut acknowledged = self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut acknowledged = lock(&self.acknowledged);
         if acknowledged.len() >= MAX_STREAMS {
             return Err(Status::resource_exhausted(format!("there are {MAX_STREAMS} balancers already")));
         }
@@ -59,7 +65,7 @@ impl Watchers {
 
     /// Instance and version of every listening balancer.
     pub(crate) fn each(&self) -> Vec<(String, u64)> {
-        let acknowledged = self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        let acknowledged = lock(&self.acknowledged);
         acknowledged.iter().map(|(instance, (_, version))| (instance.clone(), *version)).collect()
     }
 
@@ -76,7 +82,7 @@ impl Watchers {
 
 impl Place {
     fn acknowledge(&self, version: u64) {
-        let mut acknowledged = self.watchers.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut acknowledged = lock(&self.watchers.acknowledged);
         if let Some(entry) = acknowledged.get_mut(&self.instance).filter(|entry| entry.0 == self.stream) {
             entry.1 = version;
         }
@@ -85,7 +91,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut acknowledged = self.watchers.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut acknowledged = lock(&self.watchers.acknowledged);
         // a newer stream of the same balancer keeps its place
         if acknowledged.get(&self.instance).is_some_and(|entry| entry.0 == self.stream) {
             acknowledged.remove(&self.instance);
@@ -93,9 +99,14 @@ impl Drop for Place {
     }
 }
 
+/// Every change is a single insert, remove or count: a panic elsewhere cannot leave half of one.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Push {
     pub(crate) fn new(trust: Arc<Trust>, watchers: Arc<Watchers>, lifecycle: Lifecycle) -> Self {
-        Self { trust, watchers, lifecycle }
+        Self { trust, watchers, lifecycle, refused: Arc::default() }
     }
 
     /// The balancer behind the request, or a refusal that is logged and counted.
@@ -104,7 +115,10 @@ impl Push {
         let refuse = |result: &'static str, status: Status| {
             metrics::counter!("servery_cert_sidecar_watch_refusals_total", "result" => result).increment(1);
             let instance = peer.as_ref().map(|peer| peer.instance.as_str());
-            tracing::warn!(peer = %address, instance, reason = status.message(), "refused certificates");
+            let verdict = lock(&self.refused).fail(address.ip(), Instant::now());
+            if verdict != Verdict::CutShort {
+                tracing::warn!(peer = %address, instance, reason = status.message(), "refused certificates");
+            }
             status
         };
         let Some(peer) = peer.clone() else {
