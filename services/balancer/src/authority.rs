@@ -3,7 +3,13 @@
 use chassis::identity::{AppRight, Identity, Material, PeerId, Role};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use std::time::{Duration, SystemTime};
+use std::{
+    fs::{DirBuilder, OpenOptions},
+    io::Write as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 pub(crate) const CLUSTER: &str = "test";
 
@@ -41,6 +47,26 @@ impl Authority {
     }
 
     pub(crate) fn material(&self, peer: &PeerId) -> Material {
+        let (leaf, key) = self.issue(peer);
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+        Material::new(vec![leaf, self.root.clone()], key.into(), self.root.clone()).unwrap()
+    }
+
+    /// Writes it down as an enrolment does.
+    pub(crate) fn keep(&self, peer: &PeerId, directory: &Path) {
+        let (leaf, key) = self.issue(peer);
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).unwrap();
+        let chain = [&leaf, &self.root].map(|der| pem::encode(&pem::Pem::new("CERTIFICATE", der.to_vec())));
+        for (name, text) in
+            [("key.pem", key.serialize_pem()), ("root.pem", chain[1].clone()), ("certificate.pem", chain.concat())]
+        {
+            let mut file =
+                OpenOptions::new().create_new(true).write(true).mode(0o600).open(directory.join(name)).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        }
+    }
+
+    fn issue(&self, peer: &PeerId) -> (CertificateDer<'static>, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.subject_alt_names =
@@ -48,8 +74,6 @@ impl Authority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.not_before = (SystemTime::now() - Duration::from_secs(3600)).into();
         params.not_after = peer.not_after.into();
-        let leaf = params.signed_by(&key, &self.issuer).unwrap().der().clone();
-        let key = PrivatePkcs8KeyDer::from(key.serialize_der());
-        Material::new(vec![leaf, self.root.clone()], key.into(), self.root.clone()).unwrap()
+        (params.signed_by(&key, &self.issuer).unwrap().der().clone(), key)
     }
 }

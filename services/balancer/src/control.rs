@@ -10,7 +10,7 @@ use crate::{
     status,
 };
 use chassis::{
-    admin::{Admin, Readiness},
+    admin::{Admin, Latch, Readiness},
     config,
     discovery::Discovery,
     identity::{EnrolConfig, Identity, IdentityError, Role},
@@ -20,7 +20,7 @@ use chassis::{
 use std::{
     collections::HashSet,
     fs,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::Ordering},
 };
 use thiserror::Error;
 use time::OffsetDateTime;
@@ -44,9 +44,9 @@ pub(crate) enum ControlError {
 
 /// What the control plane is made of before it runs.
 pub(crate) struct Control {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) directory: Arc<Directory>,
-    pub(crate) readiness: Readiness,
+    shared: Arc<Shared>,
+    directory: Arc<Directory>,
+    readiness: Readiness,
     /// Ends the registry.
     pub(crate) stopping: CancellationToken,
     common: config::Shared,
@@ -57,6 +57,15 @@ pub(crate) struct Control {
     /// Once enrolled.
     identity: Arc<OnceLock<Identity>>,
     standing: watch::Sender<Standing>,
+    latches: Latches,
+}
+
+/// Why it is not ready yet; held from the first moment on.
+struct Latches {
+    enrolled: Latch,
+    /// `None` where HTTPS is off.
+    certified: Option<Latch>,
+    settled: Latch,
 }
 
 /// What was kept of an earlier life: read before the first connection, so that it is served as the last one was.
@@ -77,13 +86,21 @@ impl Kept {
 impl Control {
     pub(crate) fn new(shared: Arc<Shared>, common: config::Shared, discovery: Discovery, kept: Kept) -> Self {
         let Kept { disk, shelf, denied } = kept;
+        let first_start = readiness::is_first_start(&common.data);
+        shared.settled.store(first_start, Ordering::Relaxed);
         let directory = Directory::new(Arc::clone(&shared));
         directory.deny(denied.clone());
         let standing = watch::Sender::new(Standing::new(&shelf));
+        let readiness = Readiness::new();
+        let latches = Latches {
+            enrolled: readiness.latch("no identity from the cert-sidecar yet"),
+            certified: shared.https_port.map(|_| readiness.latch("no certificate from the cert-sidecar yet")),
+            settled: readiness.latch("waiting for nodes to come back"),
+        };
         Self {
             shared,
             directory,
-            readiness: Readiness::new(),
+            readiness,
             stopping: CancellationToken::new(),
             common,
             discovery,
@@ -92,6 +109,7 @@ impl Control {
             denied,
             identity: Arc::default(),
             standing,
+            latches,
         }
     }
 
@@ -128,7 +146,6 @@ impl Control {
         let Self {
             shared,
             directory,
-            readiness,
             stopping,
             common,
             discovery,
@@ -137,13 +154,10 @@ impl Control {
             denied,
             identity: known,
             standing,
+            latches,
+            ..
         } = self;
-        let latches = [
-            Some(readiness.latch("no identity from the cert-sidecar yet")),
-            shared.https_port.map(|_| readiness.latch("no certificate from the cert-sidecar yet")),
-            Some(readiness.latch("waiting for nodes to come back")),
-        ];
-        let [enrolled, certified, settled] = latches;
+        let Latches { enrolled, certified, settled } = latches;
         let enrol = EnrolConfig {
             cluster: common.cluster.clone(),
             role: Role::Balancer,
@@ -161,10 +175,11 @@ impl Control {
         drop(enrolled);
 
         let mut tasks = JoinSet::new();
-        let (hold, first_start) = (shared.config.start_hold, readiness::is_first_start(&common.data));
-        let registrations = directory.registrations();
+        let (waiting, registrations) = (Arc::clone(&shared), directory.registrations());
         tasks.spawn(async move {
+            let (first_start, hold) = (waiting.settled.load(Ordering::Relaxed), waiting.config.start_hold);
             readiness::settled(first_start, hold, registrations).await;
+            waiting.settled.store(true, Ordering::Relaxed);
             drop(settled);
         });
         let (data, registrations) = (common.data.clone(), directory.registrations());
@@ -210,3 +225,6 @@ fn host_name() -> String {
     let name = name.trim();
     if name.is_empty() { Role::Balancer.as_str().to_owned() } else { name.to_owned() }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,7 +25,15 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{cell::Cell, convert::Infallible, future::Future, pin::pin, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    convert::Infallible,
+    future::Future,
+    pin::pin,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::Instant,
@@ -234,8 +242,9 @@ async fn answer(
     // the one snapshot of this request
     let routes = edge.shared.routes.load();
     let route = routes.lookup(&host.name, head.uri.path()).map(Arc::clone);
-    // before the first node has come, "not found" would be a lie
-    let route = route.ok_or(if routes.is_empty() { Reject::NoEndpoint } else { Reject::NoRoute })?;
+    // before the first node has come, or while others may come back, "not found" would be a lie
+    let known = !routes.is_empty() && edge.shared.settled.load(Ordering::Relaxed);
+    let route = route.ok_or(if known { Reject::NoRoute } else { Reject::NoEndpoint })?;
     drop(routes);
     let app = match &route.target {
         Target::App(app) => app,

@@ -54,7 +54,10 @@ use config::RouteTarget;
 use control::{Control, Kept};
 use listener::Sockets;
 use route::{Route, Target};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 
 /// What the control plane may take for its last words, after the data plane has drained.
@@ -70,6 +73,8 @@ pub struct Shared {
     pub routes: ArcSwap<route::Table>,
     pub certificates: ArcSwap<tls::CertificateSet>,
     pub apps: Arc<Apps>,
+    /// False while nodes of an earlier life may be about to come back: a path that no route leads to may be theirs.
+    pub settled: AtomicBool,
 }
 
 impl Shared {
@@ -82,6 +87,7 @@ impl Shared {
             routes: ArcSwap::default(),
             certificates: ArcSwap::from_pointee(certificates),
             apps: Apps::new(limits),
+            settled: AtomicBool::new(true),
         };
         shared.routes.store(Arc::new(route::Table::new(&shared.configured(), &[])));
         Arc::new(shared)

@@ -4,17 +4,19 @@
 //! warning: the sidecar has all of it.
 
 use super::shelf::{Bodies, Shelf, sha256_of};
+use chassis::durable;
 use proto::certificates::{Certificate, Entry, Manifest};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, pem::PemObject as _};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashSet,
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    io,
     path::{Path, PathBuf},
 };
 use time::OffsetDateTime;
+
+/// Some thousand certificates with their keys.
+const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// The files below a balancer's data directory.
 #[derive(Clone, Debug)]
@@ -114,30 +116,20 @@ fn parse(pem: &str) -> Option<Certificate> {
 
 /// `None` where there is no such file, or none that can be read.
 fn read(path: &Path) -> Option<String> {
-    match fs::read_to_string(path) {
-        Ok(text) => Some(text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "cannot be read");
-            None
-        }
-    }
+    let text = durable::read(path, FILE_BYTES_MAX)
+        .and_then(|bytes| bytes.map(String::from_utf8).transpose().map_err(io::Error::other));
+    text.unwrap_or_else(|error| {
+        tracing::warn!(path = %path.display(), %error, "cannot be read");
+        None
+    })
 }
 
-/// To a new file beside it, synced, then renamed over it.
+/// In a directory that is made where it is not there.
 pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    let parent = path.parent().unwrap_or_else(|| Path::new("."));
-    DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-    let half = path.with_extension("half");
-    match fs::remove_file(&half) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
+    if let Some(directory) = path.parent() {
+        durable::make_directory(directory)?;
     }
-    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&half)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&half, path)?;
-    File::open(parent)?.sync_all()
+    durable::write(path, text.as_bytes())
 }
 
 #[cfg(test)]
@@ -146,7 +138,7 @@ mod tests {
         super::shelf::tests::{DAY, bodies, offer},
         *,
     };
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{fs, os::unix::fs::PermissionsExt as _};
 
     #[test]
     fn kept_certificates_come_back_and_expired_ones_do_not() {

@@ -184,6 +184,35 @@ async fn a_prefix_is_stripped_and_named() {
 }
 
 #[tokio::test]
+async fn a_worker_gets_exactly_one_well_framed_message_or_none() {
+    let plane = Plane::start("");
+    let worker = plane.worker().await;
+    for request in [
+        "POST / HTTP/1.1\r\nhost: a\r\nno colon\r\n\r\n",
+        "POST / HTTP/1.1\r\nhost: a\r\nname : value\r\n\r\n",
+        "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd",
+        "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: +3\r\n\r\nabc",
+        "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\nabc",
+        "POST / HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    ] {
+        let mut client = plane.client().await;
+        client.send(request).await;
+        assert!(client.rest().await.starts_with("HTTP/1.1 400 "), "{request}");
+    }
+    worker.expect_nobody().await;
+    let mut client = plane.client().await;
+    client
+        .send(
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\ntransfer-encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nt: 1\r\n\r\n",
+        )
+        .await;
+    let mut upstream = worker.accept().await;
+    let head = upstream.head().await;
+    assert!(head.contains("transfer-encoding: chunked") && !head.contains("content-length"), "{head}");
+    assert_eq!(upstream.read_until("0\r\n\r\n").await, "3\r\nabc\r\n0\r\n\r\n");
+}
+
+#[tokio::test]
 async fn before_the_first_route_is_known_nothing_is_said_to_be_not_found() {
     let plane = Plane::start("");
     plane.shared.routes.store(std::sync::Arc::default());
@@ -191,6 +220,18 @@ async fn before_the_first_route_is_known_nothing_is_said_to_be_not_found() {
     let (head, _) = client.get("/").await;
     assert_eq!(status(&head), "503");
     assert!(head.contains("retry-after: 1\r\n"));
+}
+
+#[tokio::test]
+async fn while_nodes_may_come_back_nothing_is_said_to_be_not_found() {
+    let plane = Plane::start("");
+    plane.route("", "/known", false);
+    for (settled, wanted) in [(false, "503"), (true, "404")] {
+        plane.shared.settled.store(settled, std::sync::atomic::Ordering::Relaxed);
+        let mut client = plane.client().await;
+        let (head, _) = client.get("/unknown").await;
+        assert_eq!(status(&head), wanted);
+    }
 }
 
 #[tokio::test]
