@@ -4,6 +4,7 @@
 use chassis::config::Network;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use std::{
+    cell::RefCell,
     fmt::Write,
     net::{IpAddr, SocketAddr},
 };
@@ -99,6 +100,16 @@ pub struct Hop {
     pub trusted: bool,
     pub scheme: &'static str,
     peer_value: HeaderValue,
+    /// For the host that was asked for last: nearly always the next one too, and each value costs an allocation.
+    said: RefCell<Option<Said>>,
+}
+
+/// What we say of a request, apart from its prefix.
+#[derive(Clone, Debug)]
+struct Said {
+    host: HeaderValue,
+    port: HeaderValue,
+    forwarded: HeaderValue,
 }
 
 impl Hop {
@@ -107,7 +118,7 @@ impl Hop {
         let peer = peer.ip().to_canonical();
         let trusted = trusted_proxies.iter().any(|network| network.contains(peer));
         let peer_value = HeaderValue::try_from(peer.to_string()).expect("an address is a field value");
-        Self { peer, trusted, scheme, peer_value }
+        Self { peer, trusted, scheme, peer_value, said: RefCell::new(None) }
     }
 
     /// Where the request came from: the nearest address that is not a trusted proxy's.
@@ -130,16 +141,12 @@ impl Hop {
 
     /// Says where the request came from, after `clean_request`. A trusted proxy's own words stay, with ours behind.
     pub fn forward(&self, headers: &mut HeaderMap, host: &HeaderValue, port: Option<u16>, stripped: Option<&str>) {
+        let said = self.say(host, port);
         append(headers, X_FORWARDED_FOR, &self.peer_value);
-        let port = match (port, self.scheme) {
-            (None, "https") => HeaderValue::from_static("443"),
-            (None, _) => HeaderValue::from_static("80"),
-            (Some(port), _) => HeaderValue::from(port),
-        };
         // with an untrusted peer there is none of these left
         headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static(self.scheme));
-        headers.entry(X_FORWARDED_HOST).or_insert_with(|| host.clone());
-        headers.entry(X_FORWARDED_PORT).or_insert(port);
+        headers.entry(X_FORWARDED_HOST).or_insert(said.host);
+        headers.entry(X_FORWARDED_PORT).or_insert(said.port);
         if let Some(prefix) = stripped {
             // a proxy before us may have stripped one of its own
             let outer = headers.get(X_FORWARDED_PREFIX).and_then(|outer| outer.to_str().ok()).unwrap_or_default();
@@ -147,16 +154,29 @@ impl Hop {
             let prefix = HeaderValue::try_from(prefix).expect("prefixes are made of visible characters");
             headers.insert(X_FORWARDED_PREFIX, prefix);
         }
+        append(headers, header::FORWARDED, &said.forwarded);
+    }
+
+    fn say(&self, host: &HeaderValue, port: Option<u16>) -> Said {
+        let mut last = self.said.borrow_mut();
+        if let Some(said) = last.as_ref().filter(|said| said.host == host) {
+            return said.clone();
+        }
+        let port = match (port, self.scheme) {
+            (None, "https") => HeaderValue::from_static("443"),
+            (None, _) => HeaderValue::from_static("80"),
+            (Some(port), _) => HeaderValue::from(port),
+        };
         let mut forwarded = String::with_capacity(64);
+        // writing to a string does not fail
         match self.peer {
             IpAddr::V4(address) => _ = write!(forwarded, "for={address}"),
             IpAddr::V6(address) => _ = write!(forwarded, "for=\"[{address}]\""),
         }
-        let host = host.to_str().unwrap_or_default();
-        let _ = write!(forwarded, ";host=\"{host}\";proto={}", self.scheme);
+        let _ = write!(forwarded, ";host=\"{}\";proto={}", host.to_str().unwrap_or_default(), self.scheme);
         let forwarded =
             HeaderValue::try_from(forwarded).expect("a valid host has nothing that a quoted string refuses");
-        append(headers, header::FORWARDED, &forwarded);
+        last.insert(Said { host: host.clone(), port, forwarded }).clone()
     }
 }
 
@@ -287,6 +307,18 @@ mod tests {
         assert_eq!(request["x-forwarded-port"], "8443");
         assert_eq!(request["x-forwarded-prefix"], "/flask");
         assert_eq!(request["forwarded"], "for=10.0.0.9;host=\"a.org:8443\";proto=https");
+    }
+
+    #[test]
+    fn another_host_on_the_same_connection_is_said_anew() {
+        let hop = hop(&[]);
+        for (host, port) in [("a.org", None), ("a.org", None), ("b.org:81", Some(81)), ("a.org", None)] {
+            let mut request = HeaderMap::new();
+            hop.forward(&mut request, &HeaderValue::from_static(host), port, None);
+            assert_eq!(request["forwarded"], format!("for=10.0.0.9;host=\"{host}\";proto=https"));
+            assert_eq!(request["x-forwarded-port"], port.unwrap_or(443).to_string());
+            assert_eq!(request["x-forwarded-host"], host);
+        }
     }
 
     #[test]
