@@ -97,13 +97,16 @@ impl Config {
     }
 
     fn check(&self, reader: &mut Reader<'_>) {
-        for (key, name) in [("app_server.name", &self.name), ("app_server.app", &self.app)] {
-            if !is_name(name) {
-                reader.refuse(
-                    key,
-                    format!("a name is 1 to {NAME_MAX} letters, digits, \"-\", \"_\" and \".\", found {name:?}"),
-                );
-            }
+        if !is_name(&self.name) {
+            let message = format!("a node's name is 1 to {NAME_MAX} letters, digits, \"-\", \"_\" and \".\"");
+            reader.refuse("app_server.name", message);
+        }
+        if !is_app_name(&self.app) {
+            let message = format!(
+                "an app's name is 1 to {NAME_MAX} lower-case letters, digits, \"-\", \"_\" and \".\", beginning with a \
+                 letter or digit"
+            );
+            reader.refuse("app_server.app", message);
         }
         if !(1..=WORKERS_MAX).contains(&self.workers) {
             reader.refuse("app_server.workers", format!("between 1 and {WORKERS_MAX} workers are possible"));
@@ -150,6 +153,12 @@ fn route(table: &mut TableReader<'_>) -> RouteConfig {
 fn is_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(plain)
+}
+
+/// As balancers and certificates have it: it is a label, a part of a URI and a word in log lines.
+fn is_app_name(name: &str) -> bool {
+    let lower = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    is_name(name) && name.bytes().all(|byte| !byte.is_ascii_uppercase()) && name.as_bytes().first().is_some_and(lower)
 }
 
 fn cores() -> u32 {
@@ -214,6 +223,7 @@ mod tests {
         for line in [2, 3, 4, 5, 6, 7, 8, 9, 11] {
             assert!(problems.contains(&format!("servery.toml:{line}: ")), "line {line} is missing in:\n{problems}");
         }
+        assert!(read("[app_server]\napp = \"Shop\"\n").unwrap_err().contains("servery.toml:2: "));
         assert!(read("[app_server]\nworker_bind = \":80\"\n").unwrap_err().contains("below 1024"));
     }
 }

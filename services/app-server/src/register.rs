@@ -195,3 +195,6 @@ async fn pause(desk: &Desk, long: Duration) {
         () = desk.leaving() => {}
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -477,3 +477,38 @@ async fn neighbouring_versions_work_together_and_farther_ones_say_so() {
         assert_eq!(matches!(error, Error::Version { .. }), !understood, "{error}");
     }
 }
+
+/// Runs as a program of its own, started by the test below.
+#[test]
+fn a_program() {
+    if std::env::var_os("STARTED_BY_HAND").is_some() {
+        let code = crate::run(Router::new());
+        // `ExitCode` shows its number to nobody but the system
+        std::process::exit(if code == std::process::ExitCode::from(64) { 64 } else { 1 });
+    }
+}
+
+#[test]
+fn a_program_started_by_hand_says_what_to_run_instead() {
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "tests::a_program", "--nocapture"]).env("STARTED_BY_HAND", "1");
+    let output = command.env_remove("SERVERY_LISTEN_FD").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{said}");
+    assert!(said.contains("servery app --exec"), "{said}");
+
+    for (listen, control, problem) in [
+        ("99", "98", "SERVERY_LISTEN_FD is 99"),
+        ("x", "98", "not a descriptor"),
+        ("2", "98", "standard"),
+        ("99", "99", "same"),
+    ] {
+        command.env("SERVERY_LISTEN_FD", listen).env("SERVERY_CONTROL_FD", control);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(problem), "{said}");
+    }
+    let output = command.env("SERVERY_PARENT", "1").output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("not its supervisor"), "{output:?}");
+}

@@ -88,12 +88,12 @@ pub(super) async fn dial(desk: Arc<Desk>, address: SocketAddr, known: watch::Rec
 }
 
 async fn attempt(desk: &Desk, address: SocketAddr, entry: &Entry) -> Tried {
+    // first, so that a renewal while we dial is noticed
+    let mut rotations = desk.identity.rotations();
     let connected = tokio::select! {
         () = desk.leaving() => return Tried::Left,
         connected = desk.identity.connect(address, Role::Balancer) => connected,
     };
-    // before the stream: an identity that is renewed from here on is noticed
-    let mut rotations = desk.identity.rotations();
     let (channel, peer) = match connected {
         Ok(connected) => connected,
         Err(error) => return Tried::Unreachable(error),
