@@ -256,4 +256,4 @@ pub(crate) fn render(set: &tls::CertificateSet, out: &mut String) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

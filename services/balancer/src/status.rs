@@ -119,3 +119,69 @@ fn text(at: OffsetDateTime) -> String {
     let at = at.replace_nanosecond(0).unwrap_or(at);
     at.format(&Rfc3339).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Config,
+        endpoint::{Node, WorkerState, WorkerView},
+        route::{Prefix, Table},
+        tls::CertificateSet,
+    };
+    use chassis::config::{Layers, Reader};
+    use std::{sync::Arc, time::SystemTime};
+
+    #[test]
+    fn the_page_shows_who_serves_what_and_no_secret() {
+        let layers = Layers::from_text("test", "", [], Vec::new());
+        let config = Config::read(&mut Reader::new(&layers));
+        let shared = Shared::new(config, None, CertificateSet::self_signed().unwrap());
+        let app = shared.apps.obtain("demo");
+        let route = |host: &str, prefix: &str| Route {
+            host: HostPattern::parse(host).unwrap(),
+            prefix: Prefix::parse(prefix).unwrap(),
+            target: Target::App(Arc::clone(&app)),
+            strip_prefix: false,
+        };
+        let routes = [route("", "/shop"), route("*.example.com", "/"), route("a.example.com", "/a")];
+        shared.routes.store(Arc::new(Table::new(&[], &routes)));
+        let node = Arc::new(Node::new("node-1".to_owned(), "[::ffff:10.0.0.7]:4000".parse().unwrap(), &[0xab; 32]));
+        let worker = WorkerView {
+            position: 3,
+            generation: 7,
+            address: "10.0.0.7:9000".parse().unwrap(),
+            state: WorkerState::Ready,
+            pid: 42,
+            capacity: 8,
+            grant: 4,
+            busy: 2,
+            served: 99,
+            restarts: 1,
+        };
+        app.apply(&node, &[worker]);
+        let since = SystemTime::UNIX_EPOCH;
+        let standing = Standing { peer: Some("sidecar-1".to_owned()), since, sources: Vec::new() };
+        let members = [MemberView { instance: "node-1".to_owned(), leaving: true, since }];
+        let facts =
+            Facts { cluster: "test", instance: Some("balancer-1".to_owned()), standing: &standing, members: &members };
+        let page = page(&shared, &facts);
+        assert_eq!(page["apps"][0]["routes"], json!(["*.example.com/", "/shop", "a.example.com/a"]));
+        let node = &page["apps"][0]["nodes"][0];
+        assert_eq!(
+            (&node["node"], &node["address"], &node["state"]),
+            (&json!("node-1"), &json!("10.0.0.7"), &json!("ready"))
+        );
+        let worker = json!({
+            "position": 3, "generation": 7, "address": "10.0.0.7:9000", "pid": 42, "state": "ready", "slots": 8,
+            "grant": 4, "held": 0, "busy": 2, "on_deck": 0, "served": 99, "restarts": 1,
+        });
+        assert_eq!(node["workers"], json!([worker]));
+        let streams = json!([
+            { "peer": "sidecar-1", "role": "cert_sidecar", "state": "open", "since": "1970-01-01T00:00:00Z" },
+            { "peer": "node-1", "role": "app_server", "state": "leaving", "since": "1970-01-01T00:00:00Z" },
+        ]);
+        assert_eq!(page["streams"], streams);
+        assert!(!page.to_string().contains("abab"), "the pass is on the page");
+    }
+}

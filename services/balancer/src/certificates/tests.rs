@@ -1,9 +1,6 @@
 //! The follower against a sidecar of our own over real mutual TLS. Each wait is for something that happens.
 
-use super::{
-    shelf::tests::{DAY, offer},
-    *,
-};
+use super::{shelf::tests::offer, *};
 use crate::{
     Config,
     authority::{Authority, peer},
@@ -21,6 +18,18 @@ use proto::certificates::{
 use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Mutex};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tonic::{Request, Response, Streaming, transport::Server};
+
+pub(crate) use super::shelf::tests::DAY;
+
+/// Leaves a certificate in the data directory, as a balancer that keeps them does.
+pub(crate) fn keep(data: &Path, name: &str, hosts: &[&str], not_after: OffsetDateTime) {
+    let (entry, body) = offer(name, hosts, not_after);
+    let mut shelf = Shelf::default();
+    let bodies = Bodies::from([(entry.sha256.clone(), Ok(body))]);
+    let results = shelf.settle(&Manifest { version: 1, entries: vec![entry], denied: Vec::new() }, &bodies, now());
+    assert!(results[0].accepted, "{results:?}");
+    Disk::new(data, true).keep_certificates(&shelf).unwrap();
+}
 
 /// Sends what the test sends, and hands the acknowledgements to the test.
 #[derive(Clone)]
@@ -153,7 +162,7 @@ impl House {
     }
 }
 
-fn now() -> OffsetDateTime {
+pub(crate) fn now() -> OffsetDateTime {
     OffsetDateTime::now_utc().replace_nanosecond(0).unwrap()
 }
 

@@ -4,7 +4,7 @@
 use super::*;
 use crate::{
     Config,
-    authority::{Authority, peer},
+    authority::{Authority, CLUSTER, peer},
     fixture::{eventually, soon},
     tls::CertificateSet,
 };
@@ -26,20 +26,29 @@ struct House {
     _nobody: StdListener,
 }
 
-async fn open(data: &Path, https_port: Option<u16>) -> House {
-    let layers = Layers::from_text("test", "", [], Vec::new());
-    let config = Config::read(&mut Reader::new(&layers));
-    let shared = Shared::new(config, https_port, CertificateSet::self_signed().unwrap());
-    let nobody = StdListener::bind("127.0.0.1:0").unwrap();
-    let address = nobody.local_addr().unwrap();
-    let common = config::Shared {
-        cluster: crate::authority::CLUSTER.to_owned(),
+fn common(data: &Path, sidecar: SocketAddr) -> config::Shared {
+    config::Shared {
+        cluster: CLUSTER.to_owned(),
         data: data.to_owned(),
         token_file: data.join("token"),
-        sidecar: HostPort::from(address),
+        sidecar: HostPort::from(sidecar),
         nameservers: Vec::new(),
-    };
-    let kept = Kept::read(&common, false);
+    }
+}
+
+async fn open(data: &Path, https_port: Option<u16>) -> House {
+    open_with(data, https_port, false).await
+}
+
+async fn open_with(data: &Path, https_port: Option<u16>, cache_certificates: bool) -> House {
+    let layers = Layers::from_text("test", "", [], Vec::new());
+    let config = Config::read(&mut Reader::new(&layers));
+    let nobody = StdListener::bind("127.0.0.1:0").unwrap();
+    let address = nobody.local_addr().unwrap();
+    let common = common(data, address);
+    let kept = Kept::read(&common, cache_certificates);
+    let certificates = kept.shelf.set().map_or_else(CertificateSet::self_signed, Ok).unwrap();
+    let shared = Shared::new(config, https_port, certificates);
     let control = Control::new(Arc::clone(&shared), common, Discovery::new(&[]).unwrap(), kept);
     let (readiness, stopping) = (control.readiness.clone(), control.stopping.clone());
     let recorder = chassis::telemetry::init("balancer");
@@ -110,4 +119,22 @@ async fn a_later_start_is_settled_only_after_a_quiet_second() {
     assert!(!house.shared.settled.load(Ordering::Relaxed));
     eventually(|| house.readiness.is_ready()).await;
     assert!(house.shared.settled.load(Ordering::Relaxed));
+}
+
+#[tokio::test]
+async fn with_kept_certificates_it_is_ready_though_the_sidecar_is_away() {
+    use crate::certificates::tests::{DAY, keep, now};
+    let (data, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    keep_identity(data.path(), &authority);
+    keep(data.path(), "shop", &["shop.example.com"], now() + DAY);
+    let house = open_with(data.path(), Some(443), true).await;
+    eventually(|| house.readiness.is_ready()).await;
+    let certificates = (house.status)()["certificates"].clone();
+    assert_eq!(certificates[0]["names"], serde_json::json!(["shop.example.com"]), "{certificates}");
+    assert_eq!(certificates[0]["source"], "internal");
+    assert_eq!(certificates.as_array().unwrap().len(), 1);
+
+    // Who does not ask for them gets none of them.
+    drop(house);
+    assert!(Kept::read(&common(data.path(), ([127, 0, 0, 1], 1).into()), false).shelf.set().is_none());
 }
