@@ -178,8 +178,11 @@ async fn follow(desk: Arc<Desk>, name: HostPort, discovery: Discovery) {
                 () = sleep_until(ask_again) => break,
                 () = desk.leaving() => break,
                 Some(ended) = diallers.join_next() => {
-                    if let Ok(address) = ended {
-                        dialled.remove(&address);
+                    let Ok(address) = ended else { continue };
+                    dialled.remove(&address);
+                    // it came back while its dialler was ending
+                    if known.borrow().contains(&address) {
+                        break;
                     }
                 }
             }
