@@ -22,8 +22,20 @@ const FIRST_BALANCER_HOST: u8 = 20;
 const DNS_HOST: u8 = 53;
 const FIRST_NODE_HOST: u8 = 100;
 
-/// The name under which the balancers are found when the plan asks for DNS.
+/// The names under which the balancers are found when the plan asks for DNS: by addresses, and by service.
 pub const BALANCER_NAME: &str = "balancer.test";
+const BALANCER_SERVICE: &str = "_registry._tcp.test";
+
+/// How nodes find the balancers.
+#[derive(Clone, Copy, Debug)]
+enum Join {
+    /// They are told each one's address; later ones are not found.
+    Addresses,
+    /// By A records; answers are good for this many seconds.
+    Name { ttl_s: u32 },
+    /// By SRV records, likewise.
+    Service { ttl_s: u32 },
+}
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
@@ -34,7 +46,7 @@ pub struct Plan {
     balancers: u8,
     nodes: u8,
     workers: u8,
-    dns_ttl_s: Option<u32>,
+    join: Join,
     sidecar_lines: String,
     balancer_lines: String,
     node_lines: String,
@@ -50,7 +62,7 @@ impl Plan {
             balancers: 1,
             nodes: 1,
             workers: 1,
-            dns_ttl_s: None,
+            join: Join::Addresses,
             sidecar_lines: String::new(),
             balancer_lines: String::new(),
             node_lines: String::new(),
@@ -81,7 +93,14 @@ impl Plan {
     /// Nodes find the balancers by the name [`BALANCER_NAME`], asked of a DNS server whose answers are good for this long.
     #[must_use]
     pub fn by_dns(mut self, ttl_s: u32) -> Self {
-        self.dns_ttl_s = Some(ttl_s);
+        self.join = Join::Name { ttl_s };
+        self
+    }
+
+    /// Nodes find the balancers by the SRV records of a service, likewise.
+    #[must_use]
+    pub fn by_service(mut self, ttl_s: u32) -> Self {
+        self.join = Join::Service { ttl_s };
         self
     }
 
@@ -118,9 +137,11 @@ impl Plan {
         let turn = if self.alone { Some(ONE_AT_A_TIME.lock().await) } else { None };
         let site = Arc::new(Site::claim());
         let directory = tempfile::Builder::new().prefix("servery-test-").tempdir().expect("a temporary directory");
-        let dns = match self.dns_ttl_s {
-            None => None,
-            Some(ttl) => Some(Dns::serve(site.at(DNS_HOST, Port::Dns as u16), ttl).await.expect("serve DNS")),
+        let dns = match self.join {
+            Join::Addresses => None,
+            Join::Name { ttl_s: ttl } | Join::Service { ttl_s: ttl } => {
+                Some(Dns::serve(site.at(DNS_HOST, Port::Dns as u16), ttl).await.expect("serve DNS"))
+            }
         };
         let sidecar =
             Member::new(Role::CertSidecar, "cert-sidecar", &self.binary, directory.path(), &site, SIDECAR_HOST);
@@ -141,9 +162,10 @@ impl Plan {
         for _ in 0..cluster.plan.balancers {
             cluster.start_balancer().await;
         }
-        cluster.join = match cluster.plan.dns_ttl_s {
-            Some(_) => vec![format!("{BALANCER_NAME}:{}", cluster.site.port(Port::Control as u16))],
-            None => cluster.balancers.iter().map(|balancer| balancer.control().to_string()).collect(),
+        cluster.join = match cluster.plan.join {
+            Join::Addresses => cluster.balancers.iter().map(|balancer| balancer.control().to_string()).collect(),
+            Join::Name { .. } => vec![format!("{BALANCER_NAME}:{}", cluster.site.port(Port::Control as u16))],
+            Join::Service { .. } => vec![BALANCER_SERVICE.to_owned()],
         };
         for _ in 0..cluster.plan.nodes {
             cluster.start_node();
@@ -223,11 +245,18 @@ impl Cluster {
         index
     }
 
-    async fn publish_balancers(&self) {
-        if let Some(dns) = &self.dns {
-            let addresses: Vec<_> = self.balancers.iter().map(Member::ip).collect();
-            dns.set(BALANCER_NAME, &addresses).await;
+    /// Tells DNS about the balancers that are in [`Cluster::balancers`] now.
+    pub async fn publish_balancers(&self) {
+        let Some(dns) = &self.dns else { return };
+        let addresses: Vec<_> = self.balancers.iter().map(Member::ip).collect();
+        dns.set(BALANCER_NAME, &addresses).await;
+        let mut targets = Vec::new();
+        for balancer in &self.balancers {
+            let host = format!("{}.test", balancer.name);
+            dns.set(&host, &[balancer.ip()]).await;
+            targets.push((host, balancer.control().port()));
         }
+        dns.set_srv(BALANCER_SERVICE, &targets).await;
     }
 
     /// Waits until every process is ready and every balancer has every worker of every node.

@@ -60,7 +60,7 @@ impl Dns {
     }
 
     /// From now on the service `host` (such as `_registry._tcp.test`) is at exactly these hosts and ports.
-    pub async fn set_srv(&self, host: &str, targets: &[(&str, u16)]) {
+    pub async fn set_srv(&self, host: &str, targets: &[(String, u16)]) {
         let records = targets
             .iter()
             .map(|(target, port)| RData::SRV(SRV::new(1, 1, *port, name(target).expect("a valid host name"))))

@@ -94,9 +94,9 @@ async fn a_restarted_balancer_has_every_node_back_within_a_second_of_listening()
     // The other balancer does not notice.
     let load = load_on(&cluster.balancers[1..], "/whoami").await;
     let (mut took, mut control_took) = (Vec::new(), Vec::new());
-    for round in 0..5 {
+    for round in 0..3 {
         let mut balancer = cluster.balancers.remove(0);
-        if round % 2 == 1 {
+        if round == 1 {
             balancer.kill().await;
         } else {
             balancer.stop().await;
@@ -127,8 +127,8 @@ async fn a_restarted_balancer_has_every_node_back_within_a_second_of_listening()
     // A second, and what a machine adds that is too busy to start a process in a few milliseconds.
     took.sort();
     control_took.sort();
-    let limit = Duration::from_secs(1) + 20 * control_took[2];
-    assert!(took[2] <= limit, "the median of {took:?} is above {limit:?}");
+    let limit = Duration::from_secs(1) + 20 * control_took[1];
+    assert!(took[1] <= limit, "the median of {took:?} is above {limit:?}");
     load.stop_without_failure().await;
 }
 
@@ -147,12 +147,37 @@ async fn nodes_find_every_balancer_by_dns_and_a_third_when_it_appears() {
     assert_eq!(client.get("/whoami").await.unwrap().status, 200);
 
     // One that is gone for good gives its share back.
-    let dns = cluster.dns.as_ref().unwrap();
-    dns.set(servery_harness::cluster::BALANCER_NAME, &[cluster.balancers[0].ip(), cluster.balancers[1].ip()]).await;
     let mut gone = cluster.balancers.pop().unwrap();
+    cluster.publish_balancers().await;
     gone.kill().await;
     permits_are_shared(&cluster, 2).await;
     load.stop_without_failure().await;
+}
+
+#[tokio::test]
+async fn nodes_find_every_balancer_by_the_records_of_a_service() {
+    let mut cluster = plan().by_service(1).balancers(2).start().await;
+    let third = cluster.start_balancer().await;
+    cluster.balancers[third].ready().await;
+    cluster.complete(&cluster.balancers[third], 1, SOON).await;
+}
+
+#[tokio::test]
+async fn a_request_waits_for_a_node_that_comes_back() {
+    let mut cluster = plan().start().await;
+    cluster.nodes[0].stop().await;
+    let balancer = &cluster.balancers[0];
+    let client = balancer.client(Protocol::Http2);
+    let waiting = tokio::spawn(async move { client.get("/whoami").await });
+    eventually("the request to wait", SOON, async || {
+        let depth = balancer.metrics().await?.sum("servery_balancer_queue_depth", &[("app", "demo")]);
+        anyhow::ensure!(depth > 0.5, "nothing waits");
+        Ok(())
+    })
+    .await;
+    cluster.nodes[0].start();
+    let answer = waiting.await.unwrap().unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
 }
 
 /// Every worker's capacity of 256 is granted, in parts of about the same size, to these many balancers.
@@ -202,6 +227,8 @@ async fn a_worker_killed_is_replaced_and_no_request_fails() {
     let cluster = plan().nodes(2).workers(2).start().await;
     let (balancer, node) = (&cluster.balancers[0], &cluster.nodes[0]);
     let load = load_on(&cluster.balancers, "/whoami").await;
+    // There is always something in flight at every worker.
+    let slow = load_on(&cluster.balancers, "/sleep/100").await;
     for round in 1..=3_u64 {
         let victim = node.workers().into_iter().next().unwrap();
         victim.signal(Signal::KILL);
@@ -221,6 +248,7 @@ async fn a_worker_killed_is_replaced_and_no_request_fails() {
         load.answered(50).await;
     }
     load.stop_without_failure().await;
+    slow.stop_without_failure().await;
     let restarts = node.metrics().await.unwrap().sum("servery_app_server_worker_restarts_total", &[]);
     assert!((restarts - 3.0).abs() < 0.5, "{restarts} restarts counted");
 }

@@ -146,20 +146,21 @@ async fn without_the_right_certificate_nobody_registers() {
     let rights = "servery://servery/app/demo?prefix=/";
     let foreign = Authority::foreign();
     let stolen = stolen_authority(&cluster);
-    let attempts: [(&str, Option<Credential>); 8] = [
-        ("no certificate", None),
-        ("a foreign certificate", Some(foreign.issue(&[&uri, rights], -60, 3600))),
-        ("an expired certificate", Some(stolen.issue(&[&uri, rights], -7200, -3600))),
-        ("a certificate of the future", Some(stolen.issue(&[&uri, rights], 3600, 7200))),
-        ("a certificate without a name", Some(stolen.issue(&[], -60, 3600))),
+    let attempts: [(&str, &str, Option<Credential>); 8] = [
+        ("no certificate", "", None),
+        ("a foreign certificate", "", Some(foreign.issue(&[&uri, rights], -60, 3600))),
+        ("an expired certificate", "", Some(stolen.issue(&[&uri, rights], -7200, -3600))),
+        ("a certificate of the future", "", Some(stolen.issue(&[&uri, rights], 3600, 7200))),
+        ("a certificate without a name", "", Some(stolen.issue(&[], -60, 3600))),
         (
             "a certificate of another cluster",
+            "",
             Some(stolen.issue(&["spiffe://other/app_server/node-9-abcdef", rights], -60, 3600)),
         ),
-        ("a certificate without rights", Some(stolen.issue(&[&uri], -60, 3600))),
-        ("a balancer's certificate", Some(Credential::stolen_from(&balancer.data()).unwrap())),
+        ("a certificate without rights", "does not name the app", Some(stolen.issue(&[&uri], -60, 3600))),
+        ("a balancer's certificate", "only an app_server", Some(Credential::stolen_from(&balancer.data()).unwrap())),
     ];
-    for (what, credential) in attempts {
+    for (what, why, credential) in attempts {
         let before = refused_at_the_door(balancer).await;
         let registered = match dial(balancer.control(), credential.as_ref()).await {
             Ok(channel) => {
@@ -169,7 +170,10 @@ async fn without_the_right_certificate_nobody_registers() {
         };
         match registered {
             Ok(_) => panic!("registered with {what}"),
-            Err(refusal) => println!("{what}: {refusal}"),
+            Err(refusal) => {
+                println!("{what}: {refusal}");
+                assert!(refusal.contains(why), "{what} is refused for another reason than {why:?}: {refusal}");
+            }
         }
         eventually(&format!("{what} to be counted"), SOON, async || {
             let now = refused_at_the_door(balancer).await;
@@ -177,7 +181,8 @@ async fn without_the_right_certificate_nobody_registers() {
         })
         .await;
     }
-    balancer.logged(&["WARN"]).await;
+    balancer.logged(&["WARN", "control connection refused"]).await;
+    balancer.logged(&["WARN", "registration refused", "only an app_server may register"]).await;
 
     // The same authority's valid certificate comes in: it was its validity that was refused.
     let good = stolen.issue(&[&uri, rights], -60, 3600);
@@ -195,13 +200,7 @@ async fn without_the_right_certificate_nobody_registers() {
 /// Handshakes and registrations that a balancer refused.
 async fn refused_at_the_door(balancer: &Member) -> f64 {
     let metrics = balancer.metrics().await.unwrap();
-    let handshakes: f64 = metrics
-        .samples
-        .iter()
-        .filter(|sample| sample.name.contains("handshakes_total") || sample.name.contains("peers_refused"))
-        .filter(|sample| sample.labels.get("result").is_some_and(|result| result != "ok"))
-        .map(|sample| sample.value)
-        .sum();
+    let handshakes = metrics.sum("servery_balancer_control_handshakes_total", &[("result", "refused")]);
     handshakes + refusals(balancer, REGISTRATIONS).await
 }
 

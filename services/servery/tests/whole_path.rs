@@ -298,6 +298,38 @@ async fn routes_are_picked_by_host_and_longest_prefix() {
 }
 
 #[tokio::test]
+async fn a_full_queue_is_told_at_once_and_who_waits_is_served() {
+    let plan = Plan::new(SERVERY).with(Role::AppServer, "capacity = 1").with(Role::Balancer, "queue_length = 1");
+    let cluster = plan.start().await;
+    let balancer = &cluster.balancers[0];
+    let state = async |name: &str, least: f64| {
+        eventually(&format!("{name} to be {least}"), SOON, async || {
+            let now = balancer.metrics().await?.sum(name, &[("app", "demo")]);
+            anyhow::ensure!(now >= least, "it is {now}");
+            Ok(())
+        })
+        .await;
+    };
+    let client = client_of(&cluster, Protocol::Http2);
+    let ask = |path: &'static str| {
+        let client = std::sync::Arc::clone(&client);
+        tokio::spawn(async move { client.get(path).await.unwrap() })
+    };
+    let running = ask("/sleep/2000");
+    state("servery_balancer_in_flight", 1.0).await;
+    let waiting = ask("/whoami");
+    state("servery_balancer_queue_depth", 1.0).await;
+    let refused = client.get("/whoami").await.unwrap();
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    assert!(!refused.header("retry-after").is_empty(), "{:?}", refused.headers);
+    assert!(!running.is_finished(), "the refusal took as long as a place in the queue");
+    assert_eq!(running.await.unwrap().status, 200);
+    assert_eq!(waiting.await.unwrap().status, 200);
+    let metrics = balancer.metrics().await.unwrap();
+    assert!(metrics.sum("servery_balancer_rejects_total", &[("reason", "queue_full")]) > 0.5);
+}
+
+#[tokio::test]
 async fn every_request_has_one_line_in_the_access_log() {
     const FIELDS: [&str; 18] = [
         "ts",
