@@ -1,5 +1,4 @@
 //! What a person asks of a running cluster from the command line, and what a person finds who broke something of it.
-#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
