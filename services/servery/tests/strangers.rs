@@ -228,10 +228,13 @@ async fn a_node_claims_only_what_its_token_names() {
     let mut greedy = good.clone();
     greedy.report.as_mut().unwrap().workers[0].capacity = u32::MAX;
     greedy.report.as_mut().unwrap().workers[0].grant = u32::MAX;
-    let mut crowd = good.clone();
-    let worker = crowd.report.as_ref().unwrap().workers[0];
-    crowd.report.as_mut().unwrap().workers =
-        (0..1_500).map(|position| proto::registry::Worker { position, ..worker }).collect();
+    let worker = good.report.as_ref().unwrap().workers[0];
+    let crowd = |count| {
+        let mut crowd = good.clone();
+        crowd.report.as_mut().unwrap().workers =
+            (0..count).map(|position| proto::registry::Worker { position, ..worker }).collect();
+        crowd
+    };
     let mut no_pass = good.clone();
     no_pass.pass.clear();
     let mut old = good.clone();
@@ -249,7 +252,8 @@ async fn a_node_claims_only_what_its_token_names() {
         ("a privileged port", privileged),
         ("a port that does not exist", no_port),
         ("all the capacity in the world", greedy),
-        ("more workers than a machine runs", crowd),
+        ("more workers than a machine runs", crowd(1_500)),
+        ("more than a balancer reads", crowd(150_000)),
         ("no pass", no_pass),
         ("a protocol of the future", old),
     ];

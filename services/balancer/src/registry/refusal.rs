@@ -47,6 +47,9 @@ pub(crate) enum Refusal {
     Bounds { what: &'static str, least: u64, most: u64, found: u64 },
     #[error("two workers have the same {0}")]
     SameWorker(&'static str),
+    /// It was never read: the decoder gave up at the limit.
+    #[error("a message is longer than this balancer reads")]
+    TooLong,
 }
 
 impl Refusal {
@@ -69,7 +72,8 @@ impl Refusal {
             | Self::SameRoute(_)
             | Self::Port(_)
             | Self::Bounds { .. }
-            | Self::SameWorker(_) => Code::InvalidArgument,
+            | Self::SameWorker(_)
+            | Self::TooLong => Code::InvalidArgument,
         }
     }
 
@@ -94,7 +98,8 @@ impl Refusal {
             | Self::SameRoute(_)
             | Self::Port(_)
             | Self::Bounds { .. }
-            | Self::SameWorker(_) => "malformed",
+            | Self::SameWorker(_)
+            | Self::TooLong => "malformed",
         }
     }
 

@@ -29,7 +29,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::{Code, Status};
 
 /// For the first message.
 pub(crate) const HELLO_LIMIT: Duration = Duration::from_secs(5);
@@ -115,6 +115,11 @@ pub(crate) fn refused(refusal: &Refusal, instance: &str, address: SocketAddr) {
     tracing::warn!(instance, %address, reason = %refusal, result = refusal.label(), "registration refused");
 }
 
+/// The decoder's word for a message above its limit; a connection that broke has other codes.
+fn is_too_long(status: &Status) -> bool {
+    status.code() == Code::OutOfRange
+}
+
 /// Judges by the certificate alone, before a word is said.
 pub(crate) fn may_speak(peer: Option<&PeerId>, cluster: &str, now: SystemTime) -> Result<PeerId, Refusal> {
     let peer = peer.ok_or(Refusal::NoCertificate)?;
@@ -162,6 +167,7 @@ async fn converse(
     let hello = match first {
         Ok(Some(Ok(FromNode { message: Some(from_node::Message::Hello(hello)) }))) => hello,
         Ok(Some(Ok(_))) => return End::Refused(Refusal::HelloFirst),
+        Ok(Some(Err(status))) if is_too_long(&status) => return End::Refused(Refusal::TooLong),
         Ok(Some(Err(status))) => return End::Lost(Some(status)),
         Ok(None) => return End::Lost(None),
         Err(_) => return End::Refused(Refusal::NoHello(HELLO_LIMIT.as_secs())),
@@ -238,6 +244,7 @@ impl Session {
                             return End::Misspoke(refusal);
                         }
                     }
+                    Ok(Some(Err(status))) if is_too_long(&status) => return End::Misspoke(Refusal::TooLong),
                     Ok(Some(Err(status))) => return self.lost(Some(status)),
                     Ok(None) => return self.lost(None),
                     Err(_) => return End::Silent(self.silence),
