@@ -72,7 +72,7 @@ pub(crate) fn run(given: &ArgMatches) -> ExitCode {
     }
     match ask(word, inner, &data) {
         Ok(text) => {
-            println!("{}", text.trim_end());
+            cli::print(&format!("{}\n", text.trim_end()));
             ExitCode::SUCCESS
         }
         Err(error) => {

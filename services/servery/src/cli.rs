@@ -2,7 +2,10 @@
 //! is text until the configuration reads it, so that all mistakes of a run come together.
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
-use std::{io, path::PathBuf};
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+};
 
 /// A role that runs as a process of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,6 +188,11 @@ pub(crate) fn refuse_what_is_not_there(role: Role, given: &ArgMatches) -> Result
         return Err("`--threads` is for WSGI applications, which are not there yet; see `--capacity`".to_owned());
     }
     Ok(())
+}
+
+/// Prints to stdout. A reader that has left, as `head` does, is no fault of ours.
+pub(crate) fn print(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
 }
 
 /// A runtime of one thread: this one. Children must be spawned from a thread that lives as long as the process.

@@ -33,8 +33,8 @@ pub(crate) fn run(given: &ArgMatches) -> ExitCode {
         }
     };
     match serde_json::from_slice::<Value>(&body) {
-        Ok(status) if given.get_flag("json") => println!("{status:#}"),
-        Ok(status) => print!("{}", table(&status)),
+        Ok(status) if given.get_flag("json") => cli::print(&format!("{status:#}\n")),
+        Ok(status) => cli::print(&table(&status)),
         Err(error) => {
             eprintln!("servery status: {address} answered no JSON: {error}");
             return ExitCode::FAILURE;
