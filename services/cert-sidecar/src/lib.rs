@@ -32,7 +32,7 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde_json::json;
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use trust::Trust;
@@ -49,7 +49,6 @@ pub async fn run(
     telemetry: PrometheusHandle,
     lifecycle: Lifecycle,
 ) -> anyhow::Result<()> {
-    let started = Instant::now();
     let listener = TcpListener::from_std(config.listen.bind().context("cert_sidecar.listen")?)?;
     tracing::info!(address = %listener.local_addr()?, "listening for enrolment and certificates");
     let readiness = Readiness::new();
@@ -69,23 +68,21 @@ pub async fn run(
         tracing::info!(address = %listener.local_addr()?, "listening for metrics, health and status");
         let (for_status, for_render) = (Arc::clone(&trust), Arc::clone(&trust));
         let (status_watchers, render_watchers) = (Arc::clone(&watchers), Arc::clone(&watchers));
-        let (cluster, ready) = (shared.cluster.clone(), readiness.clone());
+        let cluster = shared.cluster.clone();
         let admin = Admin {
-            readiness: readiness.clone(),
+            readiness,
             lifecycle: lifecycle.clone(),
             metrics: telemetry,
             renderers: vec![Arc::new(move |out: &mut String| {
                 status::render(&for_render, out);
                 render_watchers.render(out);
             })],
+            // the admin listener adds `version`, `uptime_s` and `ready`
             status: Arc::new(move || {
                 json!({
                     "cluster": cluster,
                     "role": "cert_sidecar",
                     "instance": instance,
-                    "version": env!("CARGO_PKG_VERSION"),
-                    "uptime_s": started.elapsed().as_secs(),
-                    "ready": ready.is_ready(),
                     "certificates": status::certificates(&for_status),
                     "streams": status::streams(&status_watchers),
                 })
