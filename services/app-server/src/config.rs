@@ -7,6 +7,15 @@ use chassis::{
 };
 use std::{net::IpAddr, path::PathBuf, thread, time::Duration};
 
+mod alone;
+mod limits;
+mod pool;
+
+pub use alone::{Bind, Edge, ProxyProtocol};
+pub use limits::RequestLimits;
+use pool::WorkerCount;
+pub use pool::{Percent, Recycling};
+
 /// A typing error must not start a million processes; balancers refuse reports of more than twice as many.
 const WORKERS_MAX: u32 = 256;
 
@@ -32,10 +41,24 @@ pub struct Config {
     pub name: String,
     /// The application that this node serves.
     pub app: String,
-    /// Where the balancers are found; every address of every name is one.
+    /// Where the balancers are found; every address of every name is one. Empty with `bind`.
     pub join: Vec<HostPort>,
+    /// Where the node serves clients by itself. `None` with `join`.
+    pub bind: Option<Bind>,
+    /// What matters only with `bind`.
+    pub edge: Edge,
     /// Worker processes.
     pub workers: u32,
+    /// Up to how many workers there may be while requests wait; as many as `workers`: there are never more.
+    pub workers_max: u32,
+    pub recycling: Recycling,
+    /// How many of the workers may be replaced at the same time; at least one.
+    pub replace_at_once: Percent,
+    pub request_limits: RequestLimits,
+    /// Holds the supervisor's process id while it runs.
+    pub pid: Option<PathBuf>,
+    /// Where what the supervisor and its workers write to stderr goes instead.
+    pub log_file: Option<PathBuf>,
     /// Requests at once in one worker.
     pub capacity: u32,
     /// The user's own worker program. `None`: the demo application.
@@ -74,7 +97,15 @@ impl Config {
             name: reader.optional("app_server.name").unwrap_or_else(host_name),
             app: reader.read("app_server.app", "demo".to_owned()),
             join: reader.read("app_server.join", Vec::new()),
-            workers: reader.read("app_server.workers", cores()),
+            bind: reader.optional("app_server.bind"),
+            edge: Edge::read(reader),
+            workers: reader.read("app_server.workers", WorkerCount::Auto).or_cores(cores()),
+            workers_max: 0,
+            recycling: Recycling::read(reader),
+            replace_at_once: reader.read("app_server.replace_at_once", Percent(25)),
+            request_limits: RequestLimits::read(reader),
+            pid: reader.optional("app_server.pid"),
+            log_file: reader.optional("app_server.log_file"),
             capacity: reader.read("app_server.capacity", 256),
             exec: reader.optional("app_server.exec"),
             timeout: reader.read("app_server.timeout", Duration::from_secs(30)),
@@ -86,9 +117,7 @@ impl Config {
             admin: reader.read("app_server.admin", ListenAddr::All(9180)),
             routes: reader.tables("app_server.route", route),
         };
-        if reader.optional::<String>("app_server.bind").is_some() {
-            reader.refuse("app_server.bind", "serving without a balancer is not there yet: use app_server.join");
-        }
+        config.workers_max = reader.read("app_server.workers_max", config.workers);
         config.check(reader);
         if config.routes.is_empty() {
             config.routes.push(RouteConfig { host: String::new(), prefix: "/".to_owned(), strip_prefix: false });

@@ -39,7 +39,7 @@ mod register;
 mod roster;
 mod status;
 
-pub use config::{Config, RouteConfig};
+pub use config::{Bind, Config, Edge, Percent, ProxyProtocol, Recycling, RequestLimits, RouteConfig};
 pub use process::ProgramError;
 
 use life::Limits;
@@ -120,6 +120,8 @@ pub async fn run(
             node: config.name.clone(),
             position: 0,
             generation: 0,
+            limits: None,
+            edge: None,
         },
         limits: Limits::new(config.start_timeout, config.timeout),
     };

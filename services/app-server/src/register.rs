@@ -122,6 +122,7 @@ impl Desk {
             advertise: advertise.map(|address| address.to_string()).unwrap_or_default(),
             report: Some(self.grants.report(balancer, &self.roster.rows())),
             heartbeat_ms: u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX),
+            timeout_ms: 0,
         }
     }
 }

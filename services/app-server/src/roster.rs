@@ -68,6 +68,7 @@ impl Row {
             busy: self.busy,
             served: self.served,
             restarts: self.restarts,
+            ..Worker::default()
         }
     }
 

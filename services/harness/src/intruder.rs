@@ -236,6 +236,7 @@ pub fn hello(app: &str, prefix: &str, port: u16) -> Hello {
         busy: 0,
         served: 0,
         restarts: 0,
+        ..Worker::default()
     };
     Hello {
         protocol_version: proto::PROTOCOL_VERSION,
@@ -245,6 +246,7 @@ pub fn hello(app: &str, prefix: &str, port: u16) -> Hello {
         advertise: String::new(),
         report: Some(Report { sequence: 1, workers: vec![worker] }),
         heartbeat_ms: 5_000,
+        timeout_ms: 0,
     }
 }
 

@@ -64,7 +64,7 @@ pub(crate) async fn serve_on(listener: TcpListener, control: UnixStream, router:
                 }
                 Some(Order::Stop(_)) => return Ok(()),
                 // said once; and what a newer supervisor says that we do not know
-                Some(Order::Configure(_)) | None => {}
+                Some(Order::Configure(_) | Order::Reopen(_)) | None => {}
             },
             sent = news.flush(), if unsent => sent.map_err(|_| Error::SupervisorGone)?,
             () = front.empty(), if drain_until.is_some() => break,

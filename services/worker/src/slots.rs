@@ -84,6 +84,8 @@ impl Slots {
             served: self.served.load(Ordering::Relaxed),
             denied: self.denied.swap(0, Ordering::Relaxed),
             refused: self.refused.swap(0, Ordering::Relaxed),
+            waiting: 0,
+            durations: None,
         }
     }
 }

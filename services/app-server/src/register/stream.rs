@@ -200,7 +200,7 @@ impl Stream {
                 None
             }
             // said once; and what a newer balancer says that we do not know
-            Some(Reply::Welcome(_)) | None => None,
+            Some(Reply::Welcome(_) | Reply::Demand(_)) | None => None,
         }
     }
 }

@@ -161,7 +161,7 @@ pub(crate) fn workers_of(report: &Report, host: SocketAddr) -> Result<Vec<Worker
 fn state_of(state: registry::WorkerState) -> WorkerState {
     match state {
         registry::WorkerState::Ready => WorkerState::Ready,
-        registry::WorkerState::Draining => WorkerState::Draining,
+        registry::WorkerState::Draining | registry::WorkerState::Stalled => WorkerState::Draining,
         registry::WorkerState::Starting | registry::WorkerState::Unspecified => WorkerState::Starting,
     }
 }

@@ -294,7 +294,7 @@ impl Session {
             from_balancer::Message::Welcome(_) => self.welcome = None,
             from_balancer::Message::Acknowledged(_) => self.unacknowledged = None,
             from_balancer::Message::Left(_) => self.left = true,
-            from_balancer::Message::DrainRequest(_) => {}
+            from_balancer::Message::DrainRequest(_) | from_balancer::Message::Demand(_) => {}
         }
     }
 

@@ -55,7 +55,8 @@ impl Mismatch {
         Self { expected: T::expected(), found: quoted(text), line: None }
     }
 
-    fn toml<T: Value>(value: &Toml) -> Self {
+    /// What [`Value::from_toml`] says of another value of the file.
+    pub fn toml<T: Value>(value: &Toml) -> Self {
         Self { expected: T::expected(), found: value.to_string(), line: None }
     }
 }
