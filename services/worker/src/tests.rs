@@ -188,6 +188,7 @@ impl Gate {
     }
 }
 
+mod alone;
 mod balanced;
 mod control;
 mod draining;
