@@ -192,3 +192,5 @@ mod alone;
 mod balanced;
 mod control;
 mod draining;
+mod proxied;
+mod slow;
