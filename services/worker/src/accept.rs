@@ -99,7 +99,11 @@ impl Door {
             return Ok(None);
         }
         self.admitted = self.admitted.saturating_sub(1);
-        let Some(accepted) = self.listener.accept(&mut ready) else { return Ok(None) };
+        let Some(accepted) = self.listener.accept(&mut ready) else {
+            // the head start was for what was there
+            self.admitted = 0;
+            return Ok(None);
+        };
         let (stream, peer) = accepted?;
         let slot = if front.stands_alone() { front.slots.take() } else { None };
         Ok(Some(Accepted { stream, peer, slot }))

@@ -32,6 +32,9 @@ const COALESCE: Duration = Duration::from_millis(10);
 /// How long the last words may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// How long cut connections may take to be gone.
+const CUT: Duration = Duration::from_millis(100);
+
 type Protocol = Frames<FromSupervisor, FromWorker>;
 type Orders = FramedRead<OwnedReadHalf, Protocol>;
 
@@ -66,7 +69,7 @@ pub(crate) async fn serve_on(listener: Listener, control: UnixStream, router: Ro
                     front.drain();
                 }
                 Some(Order::Stop(_)) => {
-                    finish(&front).await;
+                    finish(&front, accepting).await;
                     return Ok(());
                 }
                 Some(Order::Reopen(_)) => {
@@ -96,15 +99,18 @@ pub(crate) async fn serve_on(listener: Listener, control: UnixStream, router: Ro
         news.feed(message(News::Heartbeat(front.slots.heartbeat()))).await?;
         news.send(message(News::Drained(Drained {}))).await
     };
-    finish(&front).await;
+    finish(&front, accepting).await;
     // nobody is harmed if the supervisor does not hear it: it sees the exit
     let _ = timeout(FAREWELL, last).await;
     Ok(())
 }
 
 /// Writes what the access log still has to say.
-async fn finish(front: &Front) {
+async fn finish(front: &Front, mut accepting: JoinSet<()>) {
     if let Some(access) = front.access_log().cloned() {
+        accepting.shutdown().await;
+        // what has just been cut has its lines too; tunnels are the application's, and may live on
+        let _ = timeout(CUT, front.empty()).await;
         // a log that cannot be written must not keep the worker from ending
         let _ = timeout(FAREWELL, spawn_blocking(move || access.finish())).await;
     }

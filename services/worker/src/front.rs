@@ -172,12 +172,14 @@ impl Front {
             return None;
         }
         let mut reading = pin!(timeout(self.limits.header, proxy_protocol::read(stream, versions)));
+        let given_up = async {
+            sleep_until(reserved_until).await;
+            *slot = None;
+            self.drained().await;
+        };
         let read = tokio::select! {
             read = &mut reading => read,
-            () = sleep_until(reserved_until) => {
-                *slot = None;
-                reading.await
-            }
+            () = given_up => return None,
         };
         let problem = match read {
             Ok(Ok(preamble)) => return Some((preamble.source.or(peer), preamble.rest)),
@@ -300,6 +302,8 @@ impl Front {
             return Ok(self.slots.wait().await);
         }
         timeout(self.limit, self.slots.wait()).await.map_err(|_| {
+            // nobody else could count what the client was told
+            self.slots.counts.answered(Answer::Crowded.status());
             self.slots.counts.refused();
             Answer::Crowded
         })

@@ -102,12 +102,12 @@ impl Socket {
         }
         let requests = self.conversation.requests();
         let head = self.head.filter(|(_, before)| *before == requests);
-        if head.is_none() && self.conversation.is_leaving() {
-            return Poll::Ready(());
-        }
-        // the last answer is still on its way
+        // the last answer is still on its way; then the peer's silence says nothing
         if self.blocked.is_some() {
             return Poll::Pending;
+        }
+        if head.is_none() && self.conversation.is_leaving() {
+            return Poll::Ready(());
         }
         let until = match head {
             Some((since, _)) => since + self.times.header,

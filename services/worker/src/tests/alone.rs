@@ -206,3 +206,24 @@ async fn a_head_that_does_not_arrive_is_answered_and_a_connection_without_one_is
     }
     assert_eq!(text(send(&mut connect(worker.address).await, request("/")).await).await, "hello");
 }
+
+#[tokio::test]
+async fn an_answer_on_its_way_is_cut_neither_by_draining_nor_for_idleness() {
+    const LARGE: usize = 32 << 20;
+    for drains in [true, false] {
+        let mut configure = alone(1, PATIENCE);
+        configure.edge.as_mut().unwrap().keepalive_ms = 50;
+        // in one part, which hyper takes whole: the application has nothing to do with the rest
+        let router = Router::new().route("/", get(|| async { vec![b'x'; LARGE] }));
+        let mut worker = Worker::start_as(router, configure).await;
+        let mut client = connect(worker.address).await;
+        let response = send(&mut client, request("/")).await;
+        worker.heartbeat(|sum| sum.served == 1 && sum.busy == 0).await;
+        if drains {
+            worker.order(Order::Drain(Drain { graceful_timeout_ms: 20_000 })).await;
+        }
+        // longer than an idle connection lives
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(text(response).await.len(), LARGE);
+    }
+}
