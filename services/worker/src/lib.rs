@@ -27,12 +27,19 @@
 //! ```
 //!
 //! What a handler sees: the request as the client sent it, with `X-Forwarded-For`, `X-Forwarded-Proto`,
-//! `X-Forwarded-Host`, `X-Forwarded-Prefix` and `X-Request-Id` set by the balancer, which can be believed because nobody
-//! but a balancer reaches a worker; and, as an extractor, the worker's [`Placement`]. What it can rely on:
+//! `X-Forwarded-Host`, `X-Forwarded-Port` and `X-Request-Id` set by the balancer, which can be believed because nobody but
+//! a balancer reaches a worker, or, on a node that serves clients by itself (`--bind`), set by this crate, which believes
+//! only the proxies that are named in `app_server.forwarded_allow_ips`; and, as an extractor, the worker's [`Placement`]. What it can
+//! rely on:
 //!
-//! - at most `--capacity` requests run at once; one more is refused and tried at another worker;
+//! - at most `--capacity` requests run at once; behind a balancer one more is refused and tried at another worker, without
+//!   one it waits for up to `--timeout`;
 //! - a handler that has not answered within `--timeout` is dropped at its next `.await` and the client gets 504; work
 //!   that must not be cut belongs into a task of its own;
+//! - an answer whose next part takes longer than `--timeout` is cut in a way that no client takes for its end; one that
+//!   keeps moving, or waits for its client, is not, however long it is;
+//! - a request whose head is too large, or whose body is too large or stops arriving, is answered with 4xx; a handler that
+//!   reads such a body gets an error, and what it then answers is not sent;
 //! - a handler that panics is answered with 500 and harms no other request;
 //! - on a stop no new request comes in, the ones that run get `--graceful-timeout` to end, then `serve` returns.
 //!

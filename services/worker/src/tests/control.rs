@@ -73,3 +73,30 @@ fn a_program_started_by_hand_says_what_to_run_instead() {
     let output = command.env("SERVERY_PARENT", "1").output().unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("not its supervisor"), "{output:?}");
 }
+
+/// Runs as a program of its own, started by the test below: its stderr is its own.
+#[test]
+fn a_program_whose_log_is_moved() {
+    let Some(moved) = std::env::var_os("LOG_IS_MOVED_TO") else { return };
+    eprintln!("before");
+    std::fs::rename(std::env::var_os("SERVERY_LOG_FILE").unwrap(), moved).unwrap();
+    eprintln!("moved");
+    crate::log_file::reopen();
+    eprintln!("after");
+}
+
+#[test]
+fn a_log_file_that_was_moved_is_opened_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, moved) = (directory.path().join("log"), directory.path().join("log.1"));
+    let status = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "tests::control::a_program_whose_log_is_moved", "--nocapture"])
+        .env("SERVERY_LOG_FILE", &path)
+        .env("LOG_IS_MOVED_TO", &moved)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::fs::File::create(&path).unwrap())
+        .status();
+    assert!(status.unwrap().success());
+    assert_eq!(std::fs::read_to_string(&moved).unwrap().trim(), "before\nmoved");
+    assert_eq!(std::fs::read_to_string(&path).unwrap().trim(), "after");
+}
