@@ -33,22 +33,29 @@ mod ledger;
 mod life;
 mod metrics;
 mod pool;
+mod position;
 mod process;
 mod readiness;
+mod recycle;
 mod register;
 mod roster;
+mod scale;
 mod status;
+mod tenure;
+mod turns;
+mod usage;
 
 pub use config::{Bind, Config, Edge, Percent, ProxyProtocol, Recycling, RequestLimits, RouteConfig};
 pub use process::ProgramError;
 
 use life::Limits;
 use metrics::Counters;
-use pool::{Plan, Pool};
+use pool::Pool;
 use process::Program;
-use register::{Introduction, Registrar, StreamState, Streams};
+use register::{Audience, Introduction, Registrar, StreamState, Streams};
 use roster::{Roster, State};
 use status::Status;
+use tenure::{Hatchery, Sockets};
 
 /// Beyond the time for what is in flight: for killing what did not end.
 const LAST: Duration = Duration::from_secs(10);
@@ -70,12 +77,7 @@ pub async fn run(
         None => Program::built_in()?,
     };
     let discovery = Discovery::new(&shared.nameservers)?;
-    let sockets = pool::bind_all(config.worker_bind, config.workers).context("cannot listen for workers")?;
-    for (worker, socket) in sockets.iter().enumerate() {
-        if let Ok(address) = socket.local_addr() {
-            tracing::info!(%address, worker, "listening for balancers' requests");
-        }
-    }
+    let sockets = Sockets::own(config.worker_bind, config.workers).context("cannot listen for workers")?;
 
     let (roster, streams, counters) = (Roster::new(), Streams::new(), Counters::new());
     let identity: Arc<OnceLock<Identity>> = Arc::default();
@@ -94,8 +96,11 @@ pub async fn run(
             lifecycle: lifecycle.clone(),
         };
         let gauges = {
-            let (roster, streams) = (roster.clone(), streams.clone());
-            Arc::new(move |out: &mut String| metrics::render(&roster.rows(), &streams.counts(), out))
+            let (roster, streams, counters) = (roster.clone(), streams.clone(), counters.clone());
+            Arc::new(move |out: &mut String| {
+                metrics::render(&roster.rows(), &streams.counts(), out);
+                counters.render(out);
+            })
         };
         let admin = Admin {
             readiness,
@@ -108,9 +113,10 @@ pub async fn run(
     }
 
     let pass: [u8; 32] = rand::random();
-    let plan = Plan {
+    let audience = Audience::default();
+    let hatchery = Hatchery {
         program,
-        worker_bind: config.worker_bind,
+        sockets,
         configure: Configure {
             protocol_version: proto::PROTOCOL_VERSION,
             pass: pass.to_vec(),
@@ -123,9 +129,15 @@ pub async fn run(
             limits: None,
             edge: None,
         },
-        limits: Limits::new(config.start_timeout, config.timeout),
+        limits: Limits::new(config.start_timeout, config.timeout, true),
+        recycling: config.recycling,
+        roster: roster.clone(),
+        counters: counters.clone(),
+        audience: audience.clone(),
+        reopens: tokio::sync::watch::Sender::new(0),
     };
-    let mut pool = Pool::spawn(plan, sockets, &roster, &counters);
+    let mut pool =
+        Pool::spawn(hatchery, config.workers, config.replace_at_once, config.graceful_timeout, &roster, &counters);
     lifecycle.advance(Phase::Serving);
 
     let enrol = EnrolConfig {
@@ -157,8 +169,9 @@ pub async fn run(
             pass,
             advertise: config.advertise,
             heartbeat: config.heartbeat,
+            timeout: config.timeout,
         };
-        Registrar::spawn(enrolled, introduction, roster.clone(), streams, &config.join, &discovery)
+        Registrar::spawn(enrolled, introduction, roster.clone(), audience, streams, &config.join, &discovery)
     });
 
     lifecycle.reached(Phase::Draining).await;

@@ -18,7 +18,10 @@ use std::{
     ffi::OsString,
     io,
     net::{SocketAddr, TcpListener},
-    os::{fd::OwnedFd, unix::process::CommandExt},
+    os::{
+        fd::{BorrowedFd, OwnedFd},
+        unix::process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{self, Stdio},
 };
@@ -34,6 +37,10 @@ use tokio_util::codec::{FramedRead, FramedWrite};
 /// The descriptors' numbers in the child.
 const LISTEN_FD: i32 = 3;
 const CONTROL_FD: i32 = 4;
+
+/// Variables of the service manager's (sd_notify(3), sd_listen_fds(3)).
+const NOT_FOR_WORKERS: [&str; 6] =
+    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
 
 /// How many ports from the first one on are tried.
 const PORTS: u16 = 1000;
@@ -129,7 +136,7 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts the program with a share of `listener`. Must be called on a thread that lives as long as the children may.
-    pub(crate) fn spawn(program: &Program, listener: &TcpListener) -> io::Result<(Self, News, Orders)> {
+    pub(crate) fn spawn(program: &Program, listener: BorrowedFd<'_>) -> io::Result<(Self, News, Orders)> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let mut command = process::Command::new(&program.path);
@@ -140,9 +147,13 @@ impl Process {
             .env("SERVERY_PARENT", process::id().to_string())
             .stdin(Stdio::null())
             .process_group(0);
+        // what the service manager says is said to the supervisor
+        for name in NOT_FOR_WORKERS {
+            command.env_remove(name);
+        }
         command
             .fd_mappings(vec![
-                FdMapping { parent_fd: OwnedFd::from(listener.try_clone()?), child_fd: LISTEN_FD },
+                FdMapping { parent_fd: listener.try_clone_to_owned()?, child_fd: LISTEN_FD },
                 FdMapping { parent_fd: OwnedFd::from(theirs), child_fd: CONTROL_FD },
             ])
             .map_err(io::Error::other)?;
