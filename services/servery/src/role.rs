@@ -66,13 +66,6 @@ pub(crate) fn run(role: cli::Role, given: &ArgMatches) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    if role == cli::Role::App && sections.app_server.join.is_empty() {
-        eprintln!(
-            "servery app: say which balancers to join, such as `--join balancer:7400`, or run the whole cluster \
-             with `servery up`. Serving by itself (`--bind`) is not there yet."
-        );
-        return ExitCode::from(USAGE);
-    }
     match live(role, sections) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
