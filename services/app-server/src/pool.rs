@@ -56,6 +56,11 @@ impl<H: Hatch> Pool<H> {
         pool
     }
 
+    /// Who starts the workers.
+    pub(crate) fn hatchery(&self) -> &H {
+        &self.common.hatchery
+    }
+
     /// How many workers there are to be.
     pub(crate) fn size(&self) -> u32 {
         u32::try_from(self.seats.len()).unwrap_or(u32::MAX)

@@ -96,8 +96,8 @@ pub(crate) trait Hatch: Send + Sync + 'static {
 pub(crate) enum Sockets {
     /// Each at an address of its own: the first ones bound already, so that an address in use is an error at the start.
     Own { first: ListenAddr, bound: Mutex<VecDeque<TcpListener>> },
-    /// All at the same one, where clients come.
-    Shared(OwnedFd),
+    /// All at the same one, where clients come; until it is closed.
+    Shared(Mutex<Option<OwnedFd>>),
 }
 
 /// The real thing: starts processes.
@@ -430,7 +430,18 @@ impl Sockets {
                 let bound = bound.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                 bound.map_or_else(|| bind(*first), Ok).map(Socket::Own)
             }
-            Self::Shared(socket) => socket.try_clone().map(Socket::Shared),
+            Self::Shared(socket) => {
+                let socket = socket.lock().unwrap_or_else(PoisonError::into_inner);
+                let socket = socket.as_ref().ok_or_else(|| io::Error::other("the node's socket is closed"))?;
+                socket.try_clone().map(Socket::Shared)
+            }
+        }
+    }
+
+    /// Lets go of a shared socket, so that it closes with the last worker that has it.
+    pub(crate) fn close(&self) {
+        if let Self::Shared(socket) = self {
+            socket.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
     }
 }
