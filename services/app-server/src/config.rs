@@ -160,7 +160,7 @@ impl Config {
         }
         let admin = reader.optional("app_server.admin");
         self.admin_is_default = admin.is_none();
-        self.admin = admin.unwrap_or(match self.bind {
+        self.admin = admin.unwrap_or_else(|| match self.bind {
             // nothing in front of it keeps strangers away
             Some(_) => ListenAddr::At((Ipv4Addr::LOCALHOST, ADMIN_PORT).into()),
             None => ListenAddr::All(ADMIN_PORT),

@@ -12,7 +12,7 @@ use chassis::{
     config::Shared,
     discovery::Discovery,
     identity::{EnrolConfig, Identity, Role},
-    lifecycle::{Lifecycle, Phase},
+    lifecycle::{Commands, Lifecycle, Phase},
     telemetry::PrometheusHandle,
 };
 use proto::worker::Configure;
@@ -63,6 +63,7 @@ pub async fn run(
     shared: Shared,
     telemetry: PrometheusHandle,
     lifecycle: Lifecycle,
+    commands: Commands,
 ) -> anyhow::Result<()> {
     anyhow::ensure!(!config.join.is_empty(), "no balancer to register with: set app_server.join (--join NAME:PORT)");
     let program = match &config.exec {
@@ -125,6 +126,7 @@ pub async fn run(
         },
         limits: Limits::new(config.start_timeout, config.timeout),
     };
+    tasks.spawn(chassis::lifecycle::ignore(commands));
     let mut pool = Pool::spawn(plan, sockets, &roster, &counters);
     lifecycle.advance(Phase::Serving);
 
