@@ -5,6 +5,7 @@
 //! kernel to be killed when the thread that started it ends: so the supervisor must start children from a thread that
 //! lives as long as it does.
 
+use crate::reaper::{Awaited, awaited};
 use chassis::listen::ListenAddr;
 use command_fds::{CommandFdExt, FdMapping};
 use proto::worker::{FromSupervisor, FromWorker};
@@ -132,6 +133,7 @@ pub(crate) fn bind(first: ListenAddr) -> io::Result<TcpListener> {
 pub(crate) struct Process {
     child: Child,
     pid: u32,
+    _awaited: Option<Awaited>,
 }
 
 impl Process {
@@ -158,12 +160,16 @@ impl Process {
             ])
             .map_err(io::Error::other)?;
         let mut command = Command::from(command);
-        let child = command.kill_on_drop(true).spawn()?;
+        let (child, awaited) = awaited(|| command.kill_on_drop(true).spawn(), Child::id)?;
         // the command holds the child's ends: while they are open here, the control socket would never close
         drop(command);
         let pid = child.id().ok_or_else(|| io::Error::other("the child ended while it was started"))?;
         let (read, write) = UnixStream::from_std(ours)?.into_split();
-        Ok((Self { child, pid }, FramedRead::new(read, Frames::new()), FramedWrite::new(write, Frames::new())))
+        Ok((
+            Self { child, pid, _awaited: awaited },
+            FramedRead::new(read, Frames::new()),
+            FramedWrite::new(write, Frames::new()),
+        ))
     }
 
     pub(crate) fn pid(&self) -> u32 {

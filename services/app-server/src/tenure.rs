@@ -18,7 +18,7 @@ use std::{
     collections::VecDeque,
     io,
     net::TcpListener,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -142,10 +142,6 @@ impl Tenure {
         self.wanted.send_replace(wanted);
     }
 
-    pub(crate) fn is_ready(&self) -> bool {
-        self.standing.borrow().ready
-    }
-
     /// Until it is ready; for ever if it ends before.
     pub(crate) async fn ready(&self) {
         if self.standing.clone().wait_for(|standing| standing.ready).await.is_err() {
@@ -177,6 +173,13 @@ impl Tenure {
     pub(crate) async fn settled(self) {
         // a panic of it has been logged by its runtime, and says nothing about the others
         let _ = self.task.await;
+    }
+}
+
+impl Hatchery {
+    /// Has every worker open its log files anew.
+    pub(crate) fn reopen(&self) {
+        self.reopens.send_modify(|reopens| *reopens += 1);
     }
 }
 
@@ -424,6 +427,11 @@ impl Sockets {
         Ok(Self::Own { first, bound: Mutex::new(bound) })
     }
 
+    /// One for all of them.
+    pub(crate) fn shared(socket: BorrowedFd<'_>) -> io::Result<Self> {
+        Ok(Self::Shared(Mutex::new(Some(socket.try_clone_to_owned()?))))
+    }
+
     fn next(&self) -> io::Result<Socket> {
         match self {
             Self::Own { first, bound } => {
@@ -457,7 +465,7 @@ impl Socket {
 }
 
 impl AsFd for Socket {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Own(socket) => socket.as_fd(),
             Self::Shared(socket) => socket.as_fd(),

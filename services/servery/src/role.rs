@@ -3,7 +3,7 @@
 use crate::{USAGE, cli};
 use chassis::{
     config::{Layers, Problems, Reader, Shared},
-    lifecycle::{self, Lifecycle},
+    lifecycle::{self, Interrupt, Lifecycle},
     telemetry,
 };
 use clap::ArgMatches;
@@ -80,13 +80,20 @@ fn live(role: cli::Role, sections: Sections) -> anyhow::Result<()> {
     let Sections { shared, balancer, app_server, cert_sidecar } = sections;
     cli::runtime()?.block_on(async {
         // Caught before anybody can learn that this process is ready and stop it again.
-        let signals = lifecycle::install_signals()?;
+        let interrupts = if role == cli::Role::App { Interrupt::Stops } else { Interrupt::Drains };
+        let (signals, commands) = lifecycle::install_signals(interrupts)?;
         let lifecycle = Lifecycle::new();
         let ran = async {
             match role {
-                cli::Role::Balancer => balancer::run(balancer, shared, telemetry, lifecycle.clone()).await,
-                cli::Role::App => app_server::run(app_server, shared, telemetry, lifecycle.clone()).await,
-                cli::Role::CertSidecar => cert_sidecar::run(cert_sidecar, shared, telemetry, lifecycle.clone()).await,
+                cli::Role::App => app_server::run(app_server, shared, telemetry, lifecycle.clone(), commands).await,
+                cli::Role::Balancer => {
+                    tokio::spawn(lifecycle::ignore(commands));
+                    balancer::run(balancer, shared, telemetry, lifecycle.clone()).await
+                }
+                cli::Role::CertSidecar => {
+                    tokio::spawn(lifecycle::ignore(commands));
+                    cert_sidecar::run(cert_sidecar, shared, telemetry, lifecycle.clone()).await
+                }
             }
         };
         tokio::pin!(ran);
