@@ -26,12 +26,16 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+#[allow(dead_code, reason = "until the supervisor uses it")]
+mod bound;
 mod config;
 mod crash;
 pub mod demo;
 mod ledger;
 mod life;
 mod metrics;
+#[allow(dead_code, reason = "until the supervisor uses it")]
+mod pid_file;
 mod pool;
 mod process;
 mod readiness;
