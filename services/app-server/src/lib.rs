@@ -21,7 +21,6 @@ use chassis::{
 use std::{
     io,
     net::Ipv4Addr,
-    os::fd::AsFd as _,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -98,7 +97,10 @@ pub async fn run(
     let _pid_file = config.pid.as_deref().map(PidFile::claim).transpose()?;
     let bound = config.bind.as_ref().map(Bound::open).transpose()?;
     let sockets = match &bound {
-        Some(bound) => Sockets::shared(bound.as_fd()).context("cannot share the listening socket")?,
+        Some(bound) => {
+            tracing::info!(address = bound.address(), "listening for requests");
+            Sockets::shared(bound.share().context("cannot share the listening socket")?)
+        }
         None => Sockets::own(config.worker_bind, config.workers).context("cannot listen for workers")?,
     };
 

@@ -428,8 +428,8 @@ impl Sockets {
     }
 
     /// One for all of them.
-    pub(crate) fn shared(socket: BorrowedFd<'_>) -> io::Result<Self> {
-        Ok(Self::Shared(Mutex::new(Some(socket.try_clone_to_owned()?))))
+    pub(crate) fn shared(socket: OwnedFd) -> Self {
+        Self::Shared(Mutex::new(Some(socket)))
     }
 
     fn next(&self) -> io::Result<Socket> {
