@@ -3,11 +3,18 @@
 use http::HeaderValue;
 use std::{
     net::SocketAddr,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
+use tokio::sync::Notify;
+
+/// How much longer than a worker's own limit we wait for it: it answers first where it still can, and where it cannot
+/// the client has our answer within a second of the limit.
+const GRACE: Duration = Duration::from_millis(750);
 
 /// One live registration of an app-server.
 #[derive(Debug)]
@@ -18,6 +25,8 @@ pub struct Node {
     pub address: SocketAddr,
     /// What its workers want to see with every request: lower-case hexadecimal, marked sensitive so that nothing prints it.
     pub pass: HeaderValue,
+    /// Its workers' own limit to a response head, and between two parts of a body, where it is known.
+    pub timeout: Option<Duration>,
 }
 
 impl Node {
@@ -30,7 +39,12 @@ impl Node {
         }
         let mut pass = HeaderValue::try_from(text).expect("hexadecimal digits are a field value");
         pass.set_sensitive(true);
-        Self { instance, address, pass }
+        Self { instance, address, pass, timeout: None }
+    }
+
+    /// How long its workers may be silent, and never longer than `most`.
+    pub fn patience(&self, most: Duration) -> Duration {
+        self.timeout.map_or(most, |timeout| most.min(timeout.saturating_add(GRACE)))
     }
 }
 
@@ -69,6 +83,25 @@ pub struct WorkerView {
     pub restarts: u32,
 }
 
+#[cfg(test)]
+impl WorkerView {
+    /// A fresh worker, ready for as many requests as it is granted.
+    pub(crate) fn ready(position: u32, address: SocketAddr, grant: u32) -> Self {
+        Self {
+            position,
+            generation: 1,
+            address,
+            state: WorkerState::Ready,
+            pid: 1,
+            capacity: grant.max(1),
+            grant,
+            busy: 0,
+            served: 0,
+            restarts: 0,
+        }
+    }
+}
+
 /// Names an endpoint within its app; never used twice, because `number` only grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EndpointId {
@@ -86,6 +119,8 @@ pub struct Endpoint {
     pub address: SocketAddr,
     pub node: Arc<Node>,
     gone: AtomicBool,
+    /// Notified when it is gone.
+    went: Notify,
     picked: AtomicU64,
 }
 
@@ -98,6 +133,7 @@ impl Endpoint {
             address: worker.address,
             node: Arc::clone(node),
             gone: AtomicBool::new(false),
+            went: Notify::new(),
             picked: AtomicU64::new(0),
         }
     }
@@ -107,9 +143,24 @@ impl Endpoint {
         self.gone.load(Ordering::Relaxed)
     }
 
+    /// Returns when nothing can be sent here any more.
+    pub async fn gone(&self) {
+        loop {
+            let mut went = pin!(self.went.notified());
+            went.as_mut().enable();
+            if self.is_gone() {
+                return;
+            }
+            went.await;
+        }
+    }
+
     /// A worker that vanished with its node's stream may be listed again when the node is back.
     pub(crate) fn list(&self, listed: bool) {
-        self.gone.store(!listed, Ordering::Relaxed);
+        let was_gone = self.gone.swap(!listed, Ordering::Relaxed);
+        if !listed && !was_gone {
+            self.went.notify_waiters();
+        }
     }
 
     /// Requests that were given to this endpoint.
@@ -129,5 +180,38 @@ impl Endpoint {
             && self.address == worker.address
             && self.node.instance == node.instance
             && self.node.pass == node.pass
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt as _;
+
+    #[test]
+    fn a_workers_own_limit_is_given_less_than_a_second_more_and_never_more_than_ours() {
+        let second = Duration::from_secs(1);
+        let node = |timeout| Node { timeout, ..Node::new("node-1".to_owned(), ([127, 0, 0, 1], 1).into(), b"pass") };
+        assert_eq!(node(None).patience(60 * second), 60 * second);
+        assert_eq!(node(Some(60 * second)).patience(60 * second), 60 * second);
+        assert_eq!(node(Some(Duration::MAX)).patience(60 * second), 60 * second);
+        let patience = node(Some(2 * second)).patience(60 * second);
+        assert!(patience > 2 * second && patience < 3 * second, "{patience:?}");
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_the_end_of_an_endpoint_is_told_even_when_it_is_over() {
+        let node = Arc::new(Node::new("node-1".to_owned(), ([127, 0, 0, 1], 1).into(), b"pass"));
+        let worker = WorkerView::ready(0, ([127, 0, 0, 1], 9000).into(), 1);
+        let endpoint = Endpoint::new(EndpointId { number: 1, seat: 0 }, &node, &worker);
+        let mut gone = Box::pin(endpoint.gone());
+        assert!((&mut gone).now_or_never().is_none());
+        endpoint.list(true);
+        assert!((&mut gone).now_or_never().is_none());
+        endpoint.list(false);
+        gone.await;
+        endpoint.gone().await;
+        endpoint.list(true);
+        assert!(endpoint.gone().now_or_never().is_none(), "it is back");
     }
 }

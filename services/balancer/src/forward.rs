@@ -6,7 +6,7 @@
 use crate::{
     app::{App, Permit},
     body::{Body, RequestBody, RequestSource},
-    edge::Edge,
+    edge::{Edge, REST_TIMED_OUT},
     endpoint::EndpointId,
     fields,
     metrics::Outcome,
@@ -19,7 +19,7 @@ use crate::{
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use std::{rc::Rc, sync::Arc, time::Duration};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 /// How long an endpoint looks busier than it is: after it could not be reached, ...
 const REST_UNREACHED: Duration = Duration::from_millis(500);
@@ -151,13 +151,16 @@ async fn attempt(
     request.headers_mut().insert(fields::SERVERY_PASS, endpoint.node.pass.clone());
 
     let mut answer = std::pin::pin!(connection.sender.try_send_request(request));
+    let limit = endpoint.node.patience(edge.shared.config.response_timeout);
+    let mut due = Instant::now() + limit;
     let answer = loop {
-        let received = body.map_or(0, |body| body.received());
-        match timeout(edge.shared.config.response_timeout, &mut answer).await {
-            Ok(answer) => break answer,
-            // the worker cannot answer what is still on its way; a body that stops has a limit of its own
-            Err(_) if body.is_some_and(|body| body.received() > received) => {}
-            Err(_) => return Err(Failed::timed_out()),
+        if let Ok(answer) = timeout_at(due, &mut answer).await {
+            break answer;
+        }
+        // the worker cannot answer what is still on its way; a body that stops has a limit of its own
+        match body.and_then(|body| body.moved()).map(|moved| moved + limit) {
+            Some(later) if later > due => due = later,
+            _ => return Err(Failed::timed_out()),
         }
     };
     let response = answer.map_err(|mut error| {
@@ -209,7 +212,7 @@ impl Failed {
 
     fn timed_out() -> Self {
         let (failure, reject) = (Failure::TimedOut, Reject::ResponseTimeout);
-        Self { failure, reject, outcome: Outcome::Timeout, rest: None }
+        Self { failure, reject, outcome: Outcome::Timeout, rest: Some(REST_TIMED_OUT) }
     }
 
     fn malformed() -> Self {
@@ -226,3 +229,6 @@ impl Failed {
         Self { failure: Failure::Reset, reject: Reject::UpstreamReset, outcome: Outcome::Reset, rest: None }
     }
 }
+
+#[cfg(test)]
+mod tests;

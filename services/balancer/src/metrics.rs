@@ -245,18 +245,7 @@ mod tests {
         let apps = Apps::new(Limits { queue_length: 1, queue_deadline: Duration::ZERO });
         let app = apps.obtain("demo");
         let node = Arc::new(Node::new("node-1".to_owned(), ([127, 0, 0, 1], 1).into(), b"pass"));
-        let worker = WorkerView {
-            position: 2,
-            generation: 3,
-            address: ([127, 0, 0, 1], 9000).into(),
-            state: WorkerState::Ready,
-            pid: 1,
-            capacity: 8,
-            grant: 5,
-            busy: 0,
-            served: 0,
-            restarts: 0,
-        };
+        let worker = WorkerView { generation: 3, ..WorkerView::ready(2, ([127, 0, 0, 1], 9000).into(), 5) };
         app.apply(&node, &[worker]);
         let text = || {
             let mut out = String::new();

@@ -22,7 +22,7 @@ pub enum Failure {
     Stale,
     /// The connection ended after something may have been sent and before a response.
     Reset,
-    /// No response head in time.
+    /// No response head in time. A request that has used its time has none left for another worker.
     TimedOut,
     /// What came back was no HTTP. Trying elsewhere would only hide it.
     Malformed,
@@ -62,7 +62,7 @@ impl Attempted {
             // Bounded by the number of kept connections: each was taken out of the pool.
             Failure::Stale => Verdict::Free,
             Failure::NotConnected if self.attempts < ATTEMPTS => Verdict::Budgeted,
-            Failure::Reset | Failure::TimedOut if self.idempotent && self.attempts < ATTEMPTS => Verdict::Budgeted,
+            Failure::Reset if self.idempotent && self.attempts < ATTEMPTS => Verdict::Budgeted,
             Failure::Refused
             | Failure::NotConnected
             | Failure::Reset
@@ -149,10 +149,13 @@ mod tests {
 
     #[test]
     fn what_may_have_been_processed_is_tried_again_only_when_idempotent() {
-        for failure in [Failure::Reset, Failure::TimedOut] {
-            assert_eq!(attempted(failure).verdict(), Verdict::GiveUp);
-            assert_eq!(Attempted { idempotent: true, ..attempted(failure) }.verdict(), Verdict::Budgeted);
-        }
+        assert_eq!(attempted(Failure::Reset).verdict(), Verdict::GiveUp);
+        assert_eq!(Attempted { idempotent: true, ..attempted(Failure::Reset) }.verdict(), Verdict::Budgeted);
+    }
+
+    #[test]
+    fn what_has_used_its_time_is_not_tried_again() {
+        assert_eq!(Attempted { idempotent: true, ..attempted(Failure::TimedOut) }.verdict(), Verdict::GiveUp);
     }
 
     #[test]

@@ -8,18 +8,7 @@ fn node(instance: &str) -> Arc<Node> {
 }
 
 fn worker(position: u32, grant: u32) -> WorkerView {
-    WorkerView {
-        position,
-        generation: 1,
-        address: ([127, 0, 0, 1], 9000 + u16::try_from(position).unwrap()).into(),
-        state: WorkerState::Ready,
-        pid: 1,
-        capacity: 256,
-        grant,
-        busy: 0,
-        served: 0,
-        restarts: 0,
-    }
+    WorkerView::ready(position, ([127, 0, 0, 1], 9000 + u16::try_from(position).unwrap()).into(), grant)
 }
 
 fn workers(count: u32, grant: u32) -> Vec<WorkerView> {

@@ -80,8 +80,10 @@ pub(crate) fn admit(
     bounded("heartbeat_ms", hello.heartbeat_ms.into(), millis(HEARTBEAT_MIN), millis(HEARTBEAT_MAX))?;
     let host = host_of(&hello.advertise, address, advertised)?;
     let workers = hello.report.as_ref().map_or(Ok(Vec::new()), |report| workers_of(report, host))?;
+    // Any limit will do: the balancer's own is the longest in force.
+    let timeout = (hello.timeout_ms > 0).then(|| Duration::from_millis(hello.timeout_ms.into()));
     Ok(Registration {
-        node: Node::new(peer.instance.clone(), address, &hello.pass),
+        node: Node { timeout, ..Node::new(peer.instance.clone(), address, &hello.pass) },
         app: hello.app.clone(),
         routes,
         host,

@@ -28,6 +28,7 @@ pub(crate) fn hello(app: &str, prefix: &str, workers: Vec<Worker>) -> Hello {
         advertise: String::new(),
         report: Some(Report { sequence: 1, workers }),
         heartbeat_ms: 1000,
+        timeout_ms: 0,
     }
 }
 
@@ -42,12 +43,14 @@ fn judge(change: impl FnOnce(&mut Hello)) -> Result<Registration, Refusal> {
 fn a_good_hello_comes_in_with_what_it_says() {
     let registration = judge(|_| {}).unwrap();
     assert_eq!(registration.app, "demo");
-    assert_eq!(registration.node.instance, "node-1");
+    assert_eq!((registration.node.instance.as_str(), registration.node.timeout), ("node-1", None));
     assert_eq!(registration.routes.len(), 1);
     let addresses: Vec<String> = registration.workers.iter().map(|worker| worker.address.to_string()).collect();
     assert_eq!(addresses, ["10.0.0.7:9000", "10.0.0.7:9001"]);
     assert_eq!(registration.sequence, Some(1));
     assert_eq!(registration.silence, Duration::from_secs(2));
+    let registration = judge(|hello| hello.timeout_ms = 30_000).unwrap();
+    assert_eq!(registration.node.timeout, Some(Duration::from_secs(30)));
 }
 
 #[test]
