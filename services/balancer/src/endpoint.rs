@@ -119,6 +119,8 @@ pub struct Endpoint {
     pub address: SocketAddr,
     pub node: Arc<Node>,
     gone: AtomicBool,
+    /// It is gone because its node is.
+    lost: AtomicBool,
     /// Notified when it is gone.
     went: Notify,
     picked: AtomicU64,
@@ -133,6 +135,7 @@ impl Endpoint {
             address: worker.address,
             node: Arc::clone(node),
             gone: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
             went: Notify::new(),
             picked: AtomicU64::new(0),
         }
@@ -140,7 +143,7 @@ impl Endpoint {
 
     /// True while nothing can be sent here, so that kept connections may be closed.
     pub fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Relaxed)
+        self.gone.load(Ordering::Acquire)
     }
 
     /// Returns when nothing can be sent here any more.
@@ -155,10 +158,19 @@ impl Endpoint {
         }
     }
 
-    /// A worker that vanished with its node's stream may be listed again when the node is back.
-    pub(crate) fn list(&self, listed: bool) {
-        let was_gone = self.gone.swap(!listed, Ordering::Relaxed);
-        if !listed && !was_gone {
+    /// True for a worker that is gone because its node's stream is: whether it died by itself nobody knows.
+    pub fn is_lost(&self) -> bool {
+        self.is_gone() && self.lost.load(Ordering::Relaxed)
+    }
+
+    /// A worker that vanished with its node's stream may be listed again when the node is back. `node_is_live`: the
+    /// node itself says that it has gone.
+    pub(crate) fn list(&self, listed: bool, node_is_live: bool) {
+        if listed {
+            self.gone.store(false, Ordering::Relaxed);
+        } else if !self.is_gone() {
+            self.lost.store(!node_is_live, Ordering::Relaxed);
+            self.gone.store(true, Ordering::Release);
             self.went.notify_waiters();
         }
     }
@@ -206,12 +218,16 @@ mod tests {
         let endpoint = Endpoint::new(EndpointId { number: 1, seat: 0 }, &node, &worker);
         let mut gone = Box::pin(endpoint.gone());
         assert!((&mut gone).now_or_never().is_none());
-        endpoint.list(true);
+        endpoint.list(true, true);
         assert!((&mut gone).now_or_never().is_none());
-        endpoint.list(false);
+        endpoint.list(false, false);
         gone.await;
         endpoint.gone().await;
-        endpoint.list(true);
+        assert!(endpoint.is_lost());
+        endpoint.list(true, true);
         assert!(endpoint.gone().now_or_never().is_none(), "it is back");
+        endpoint.list(false, true);
+        endpoint.list(false, false);
+        assert!(!endpoint.is_lost(), "it had gone before its node did");
     }
 }

@@ -8,6 +8,7 @@ use crate::{
     body::{Body, RequestBody, RequestSource},
     edge::{Edge, REST_TIMED_OUT},
     endpoint::EndpointId,
+    fallen::Fallen,
     fields,
     metrics::Outcome,
     record::Record,
@@ -56,6 +57,7 @@ pub async fn forward(
     let deadline = record.start + app.queue_deadline();
     let mut tried: Vec<EndpointId> = Vec::new();
     let (mut attempts, mut refusals) = (0, 0);
+    let mut fallen = Fallen::default();
     let mut failed: Option<Reject> = None;
     loop {
         let asked = Instant::now();
@@ -86,6 +88,9 @@ pub async fn forward(
         };
         debug_assert_ne!(outcome, Outcome::Answered);
         let id = permit.endpoint().id;
+        if failure == Failure::Reset {
+            fallen.add(permit.endpoint());
+        }
         match rest {
             Some(pause) => edge.rest(permit, pause),
             None => drop(permit),
@@ -95,18 +100,26 @@ pub async fn forward(
         } else {
             attempts += 1;
         }
-        let verdict = Attempted {
+        let mut attempted = Attempted {
             failure,
             attempts,
             refusals,
             idempotent: is_idempotent(&head.method),
             replayable: body.as_ref().is_none_or(|body| body.is_replayable()),
+            resets: fallen.resets(),
+            deaths: None,
+        };
+        if attempted.verdict() == Verdict::CountDeaths {
+            attempted.deaths = Some(fallen.deaths().await);
         }
-        .verdict();
-        let again = match verdict {
+        let again = match attempted.verdict() {
             Verdict::Free => true,
             Verdict::Budgeted => app.withdraw_retry(Instant::now()),
-            Verdict::GiveUp => false,
+            Verdict::Poisoned => {
+                fallen.accuse(record);
+                return Err(Reject::Poisoned);
+            }
+            Verdict::CountDeaths | Verdict::GiveUp => false,
         };
         if !again {
             return Err(reject);

@@ -87,3 +87,119 @@ async fn a_client_that_takes_its_time_with_the_body_takes_none_of_the_workers() 
     client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\n\r\nabcdef").await;
     assert_eq!(status(&client.response().await.0), "504");
 }
+
+/// Three workers, and which of them the node still reports.
+struct Three {
+    plane: Plane,
+    workers: [Worker; 3],
+    alive: Vec<WorkerView>,
+}
+
+impl Three {
+    async fn start() -> Self {
+        let workers = [Worker::start().await, Worker::start().await, Worker::start().await];
+        let (plane, alive) = (Plane::start(""), ready(&workers.each_ref()));
+        plane.reports(None, &alive);
+        Self { plane, workers, alive }
+    }
+
+    /// The next connection at any of them, and at which.
+    async fn accept(&self) -> (Peer, usize) {
+        let [one, two, three] = &self.workers;
+        tokio::select! {
+            peer = one.accept() => (peer, 0),
+            peer = two.accept() => (peer, 1),
+            peer = three.accept() => (peer, 2),
+        }
+    }
+
+    /// The worker that has the request dies of it: the node says so, and the connection ends.
+    async fn one_dies(&mut self) {
+        let (mut upstream, at) = self.accept().await;
+        upstream.head().await;
+        self.alive.retain(|worker| worker.address != self.workers[at].address);
+        self.plane.reports(None, &self.alive);
+    }
+
+    /// Nobody has a connection that waits to be accepted.
+    async fn expect_nobody(&self) {
+        for worker in &self.workers {
+            worker.expect_nobody().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_killed_two_workers_is_not_sent_to_a_third() {
+    let mut three = Three::start().await;
+    let mut client = three.plane.client().await;
+    client.send("GET /boom?secret=1 HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    three.one_dies().await;
+    three.one_dies().await;
+    let (head, body) = client.response().await;
+    assert_eq!(status(&head), "502");
+    assert!(head.contains("connection_terminated") && body.contains("failed on this request"), "{head}{body}");
+    three.expect_nobody().await;
+    // the third one is as good as ever
+    client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    three.accept().await.0.answer("alive").await;
+    assert_eq!(client.response().await.1, "alive");
+    let log = three.plane.finish().await;
+    let poison = log.iter().find(|line| line["status"] == 502).unwrap();
+    assert_eq!((&poison["attempts"], &poison["reject"]), (&2.into(), &"poison".into()));
+}
+
+#[tokio::test]
+async fn two_resets_by_workers_that_live_leave_the_third_try() {
+    let three = Three::start().await;
+    let mut client = three.plane.client().await;
+    client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    for _ in 0..2 {
+        three.accept().await.0.head().await; // and gone
+    }
+    three.accept().await.0.answer("third").await;
+    assert_eq!(client.response().await.1, "third");
+    let log = three.plane.finish().await;
+    assert_eq!((&log[0]["attempts"], &log[0]["status"]), (&3.into(), &200.into()));
+}
+
+#[tokio::test]
+async fn one_death_and_one_reset_leave_the_third_try() {
+    let mut three = Three::start().await;
+    let mut client = three.plane.client().await;
+    client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    three.one_dies().await;
+    three.accept().await.0.head().await; // and gone
+    // one worker is left that has not had it
+    three.accept().await.0.answer("third").await;
+    assert_eq!(client.response().await.1, "third");
+}
+
+#[tokio::test]
+async fn a_post_whose_worker_dies_is_a_502_and_sent_to_no_other() {
+    let mut three = Three::start().await;
+    let mut client = three.plane.client().await;
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\nx").await;
+    three.one_dies().await;
+    let (head, _) = client.response().await;
+    assert_eq!(status(&head), "502");
+    three.expect_nobody().await;
+    let log = three.plane.finish().await;
+    assert_eq!((&log[0]["attempts"], &log[0]["reject"]), (&1.into(), &"upstream_reset".into()));
+}
+
+#[tokio::test]
+async fn a_response_whose_worker_dies_never_looks_complete() {
+    let three = Three::start().await;
+    let mut client = three.plane.client().await;
+    client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let (mut upstream, _) = three.accept().await;
+    upstream.head().await;
+    upstream.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n").await;
+    client.read_until("abc\r\n").await;
+    three.plane.reports(None, &[]);
+    drop(upstream);
+    assert_eq!(client.rest().await, "", "closed without the last chunk");
+    three.expect_nobody().await;
+    eventually(|| three.plane.held() == 0).await;
+}
