@@ -116,7 +116,7 @@ impl App {
     // The control plane's side
 
     /// The whole truth about one node's workers: what is not listed is gone. Permits held are carried over by
-    /// (instance, position, generation); a vanished, starting or draining worker takes nothing new. A newer
+    /// (instance, position, generation); only a ready worker takes anything new. A newer
     /// registration of the same instance takes the older one's endpoints over.
     pub fn apply(self: &Arc<Self>, node: &Arc<Node>, workers: &[WorkerView]) {
         self.change(|dispatch| dispatch.apply(node, workers));

@@ -54,14 +54,19 @@ pub enum WorkerState {
     Starting,
     Ready,
     Draining,
+    /// Says nothing: it takes nothing new, keeps what it has, and may come back as the same worker.
+    Stalled,
 }
 
 impl WorkerState {
+    pub const ALL: [Self; 4] = [Self::Starting, Self::Ready, Self::Draining, Self::Stalled];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",
             Self::Ready => "ready",
             Self::Draining => "draining",
+            Self::Stalled => "stalled",
         }
     }
 }

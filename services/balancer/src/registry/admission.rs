@@ -163,7 +163,8 @@ pub(crate) fn workers_of(report: &Report, host: SocketAddr) -> Result<Vec<Worker
 fn state_of(state: registry::WorkerState) -> WorkerState {
     match state {
         registry::WorkerState::Ready => WorkerState::Ready,
-        registry::WorkerState::Draining | registry::WorkerState::Stalled => WorkerState::Draining,
+        registry::WorkerState::Draining => WorkerState::Draining,
+        registry::WorkerState::Stalled => WorkerState::Stalled,
         registry::WorkerState::Starting | registry::WorkerState::Unspecified => WorkerState::Starting,
     }
 }

@@ -163,6 +163,19 @@ fn nothing_is_named_twice() {
 }
 
 #[test]
+fn every_known_state_comes_in_as_itself() {
+    for (said, state) in [
+        (registry::WorkerState::Starting, WorkerState::Starting),
+        (registry::WorkerState::Ready, WorkerState::Ready),
+        (registry::WorkerState::Draining, WorkerState::Draining),
+        (registry::WorkerState::Stalled, WorkerState::Stalled),
+    ] {
+        let registration = judge(|hello| first(hello).state = said.into()).unwrap();
+        assert_eq!(registration.workers[0].state, state);
+    }
+}
+
+#[test]
 fn a_state_that_is_not_known_takes_nothing() {
     let registration = judge(|hello| first(hello).state = 99).unwrap();
     assert_eq!(registration.workers[0].state, WorkerState::Starting);
