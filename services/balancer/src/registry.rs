@@ -3,11 +3,12 @@
 //! believes of a node only what its certificate says and what harms nobody else.
 //!
 //! In reading order: `session` (one stream), `admission` (may this Hello come in?), `directory` (who is here),
-//! `declared` (whose routes), `refusal`, `connections`.
+//! `declared` (whose routes), `demand` (what it hears of the queue), `refusal`, `connections`.
 
 mod admission;
 mod connections;
 mod declared;
+mod demand;
 mod directory;
 mod refusal;
 mod session;
