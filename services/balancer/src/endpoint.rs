@@ -2,6 +2,7 @@
 
 use http::HeaderValue;
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     pin::pin,
     sync::{
@@ -86,6 +87,14 @@ pub struct WorkerView {
     pub busy: u32,
     pub served: u64,
     pub restarts: u32,
+    /// When it was reported.
+    pub age: Duration,
+    /// Resident.
+    pub memory_bytes: u64,
+    /// Thousandths of a core.
+    pub cpu_millicores: u32,
+    /// The position's restarts by cause. Shared, because views of a worker are copied with every report.
+    pub restarts_by_cause: Arc<BTreeMap<String, u32>>,
 }
 
 #[cfg(test)]
@@ -103,6 +112,10 @@ impl WorkerView {
             busy: 0,
             served: 0,
             restarts: 0,
+            age: Duration::ZERO,
+            memory_bytes: 0,
+            cpu_millicores: 0,
+            restarts_by_cause: Arc::default(),
         }
     }
 }

@@ -2,7 +2,7 @@ use super::*;
 use crate::authority::peer;
 use chassis::identity::Role;
 use proptest::prelude::*;
-use proto::registry::{Route, Worker};
+use proto::registry::{Restarts, Route, Worker};
 
 const OWN: &str = "10.0.0.7:40000";
 
@@ -140,6 +140,33 @@ fn what_is_out_of_bounds_is_refused() {
 
 fn first(hello: &mut Hello) -> &mut Worker {
     &mut hello.report.as_mut().unwrap().workers[0]
+}
+
+#[test]
+fn what_is_only_shown_is_shown_within_bounds_and_refuses_nobody() {
+    let registration = judge(|hello| {
+        let first = first(hello);
+        first.age_ms = 61_500;
+        first.memory_bytes = 1 << 40;
+        first.cpu_millicores = 250;
+        first.causes = ["crash", "out_of_memory", "", "Crash", "exit 1", "\"", &"a".repeat(32), &"a".repeat(33)]
+            .map(|cause| Restarts { cause: cause.to_owned(), count: 3 })
+            .to_vec();
+    })
+    .unwrap();
+    let worker = &registration.workers[0];
+    assert_eq!(worker.age, Duration::from_millis(61_500));
+    assert_eq!((worker.memory_bytes, worker.cpu_millicores), (1 << 40, 250));
+    let causes: Vec<&str> = worker.restarts_by_cause.keys().map(String::as_str).collect();
+    assert_eq!(causes, ["a".repeat(32).as_str(), "crash", "out_of_memory"]);
+    assert!(worker.restarts_by_cause.values().all(|count| *count == 3));
+    let registration = judge(|hello| {
+        let letters = (b'a'..=b'z').chain(b'a'..=b'z').enumerate();
+        first(hello).causes = letters
+            .map(|(at, letter)| Restarts { cause: char::from(letter).to_string().repeat(1 + at / 26), count: 1 })
+            .collect();
+    });
+    assert_eq!(registration.unwrap().workers[0].restarts_by_cause.len(), CAUSES_MAX);
 }
 
 #[test]
