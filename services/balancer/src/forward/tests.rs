@@ -1,10 +1,11 @@
 //! What becomes of a request whose worker is late or dies, over real sockets.
 
 use crate::{
+    edge::REST_TIMED_OUT,
     endpoint::WorkerView,
     fixture::{Peer, Plane, Worker, eventually},
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn status(head: &str) -> &str {
     head.split(' ').nth(1).unwrap()
@@ -44,9 +45,11 @@ async fn a_worker_that_does_not_keep_its_own_limit_is_answered_for_and_the_reque
     client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     other.accept().await.answer("on time").await;
     assert_eq!(client.response().await.1, "on time");
-    // a new process has all its slots
+    // what is gone has no busy slots
+    let gone = Instant::now();
     plane.reports(LIMIT, &[]);
     eventually(|| plane.held() == 0).await;
+    assert!(gone.elapsed() < REST_TIMED_OUT / 2, "{:?}", gone.elapsed());
     let log = plane.finish().await;
     let late = log.iter().find(|line| line["status"] == 504).unwrap();
     assert_eq!((&late["attempts"], &late["reject"]), (&1.into(), &"response_timeout".into()));
