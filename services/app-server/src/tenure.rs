@@ -145,7 +145,7 @@ impl Tenure {
     /// Until it is ready; for ever if it ends before.
     pub(crate) async fn ready(&self) {
         if self.standing.clone().wait_for(|standing| standing.ready).await.is_err() {
-            std::future::pending().await
+            std::future::pending().await;
         }
     }
 
@@ -332,7 +332,7 @@ async fn relay(mut wanted: watch::Receiver<Wanted>, tell: &watch::Sender<Wanted>
     } else {
         tell.send_replace(first);
     }
-    std::future::pending().await
+    std::future::pending().await;
 }
 
 /// Looks at the process from outside. Ends when there is nothing to see any more, and not before the life has.
