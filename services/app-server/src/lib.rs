@@ -42,6 +42,8 @@ mod readiness;
 mod register;
 mod roster;
 mod status;
+#[allow(dead_code, reason = "until the supervisor uses it")]
+mod usage;
 
 pub use config::{Bind, Config, Edge, Percent, ProxyProtocol, Recycling, RequestLimits, RouteConfig};
 pub use process::ProgramError;
