@@ -51,10 +51,7 @@ mod register;
 mod roster;
 mod scale;
 mod status;
-mod supervisor;
-mod systemd;
-mod tenure;
-mod turns;
+#[allow(dead_code, reason = "until the supervisor uses it")]
 mod usage;
 
 pub use config::{Bind, Config, Edge, Percent, ProxyProtocol, Recycling, RequestLimits, RouteConfig};

@@ -2,6 +2,7 @@
 //! until the end. It replaces what a process left that is gone, and neither the file of one that runs nor a file that
 //! holds anything else than a number.
 
+use procfs::process::Process;
 use std::{
     fs::{self, OpenOptions, Permissions},
     io::{self, Read as _, Write as _},
@@ -119,14 +120,10 @@ fn read(path: &Path) -> io::Result<Option<Holder>> {
 
 /// Whether a process of this program has that number: the numbers of the dead are given out again.
 fn runs(pid: u32) -> bool {
-    let program = |process: &str| {
-        let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-        // proc(5): `pid (name) state ...`, where the name may hold anything
-        let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
-        let dead = rest.trim_start().starts_with(['Z', 'X']);
-        (!dead).then(|| name.to_owned())
-    };
-    program(&pid.to_string()).is_some_and(|name| Some(name) == program("self"))
+    let program = |process: Process| process.stat().ok().filter(|stat| !matches!(stat.state, 'Z' | 'X'));
+    let theirs = i32::try_from(pid).ok().and_then(|pid| Process::new(pid).ok()).and_then(program);
+    let ours = Process::myself().ok().and_then(program);
+    theirs.zip(ours).is_some_and(|(theirs, ours)| theirs.comm == ours.comm)
 }
 
 #[cfg(test)]
