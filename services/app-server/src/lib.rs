@@ -51,7 +51,10 @@ mod register;
 mod roster;
 mod scale;
 mod status;
-#[allow(dead_code, reason = "until the supervisor uses it")]
+mod supervisor;
+mod systemd;
+mod tenure;
+mod turns;
 mod usage;
 
 pub use config::{Bind, Config, Edge, Percent, ProxyProtocol, Recycling, RequestLimits, RouteConfig};

@@ -155,7 +155,7 @@ impl<H: Hatch> Position<H> {
             .reloads
             .send_if_modified(|reloads| reloads.loaded.insert(self.number, serving.loaded) != Some(serving.loaded));
         if !noted {
-            std::future::pending().await;
+            std::future::pending::<()>().await;
         }
     }
 
@@ -311,14 +311,14 @@ async fn ended(leaving: Option<&Tenure>) -> Past {
 async fn wants(reloads: &mut watch::Receiver<Reloads>, serving: &Serving) {
     serving.tenure.ready().await;
     if reloads.wait_for(|reloads| reloads.wants(serving.loaded)).await.is_err() {
-        std::future::pending().await;
+        std::future::pending::<()>().await;
     }
 }
 
 /// Until it does not any more.
 async fn wants_not(reloads: &mut watch::Receiver<Reloads>, serving: &Serving) {
     if reloads.wait_for(|reloads| !reloads.wants(serving.loaded)).await.is_err() {
-        std::future::pending().await;
+        std::future::pending::<()>().await;
     }
 }
 

@@ -145,7 +145,7 @@ impl Tenure {
     /// Until it is ready; for ever if it ends before.
     pub(crate) async fn ready(&self) {
         if self.standing.clone().wait_for(|standing| standing.ready).await.is_err() {
-            std::future::pending().await;
+            std::future::pending::<()>().await;
         }
     }
 
@@ -332,7 +332,7 @@ async fn relay(mut wanted: watch::Receiver<Wanted>, tell: &watch::Sender<Wanted>
     } else {
         tell.send_replace(first);
     }
-    std::future::pending().await;
+    std::future::pending::<()>().await;
 }
 
 /// Looks at the process from outside. Ends when there is nothing to see any more, and not before the life has.
@@ -346,18 +346,16 @@ async fn sample(
 ) {
     let mut ticks = interval(SAMPLE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut last: Option<(Instant, Duration)> = None;
+    let mut last: Option<(Instant, Usage)> = None;
     loop {
         let now = ticks.tick().await;
-        let Some(Usage { rss_bytes, cpu }) = Usage::of(pid) else { continue };
-        let millicores = last.map_or(0, |(before, used)| {
-            let (used, passed) = (cpu.saturating_sub(used).as_millis(), (now - before).as_millis().max(1));
-            u32::try_from(1000 * used / passed).unwrap_or(u32::MAX)
-        });
-        last = Some((now, cpu));
+        let Some(usage) = Usage::of(pid) else { continue };
+        let cores = last.map_or(0.0, |(before, earlier)| usage.cores_since(&earlier, now - before));
+        last = Some((now, usage));
+        let rss_bytes = usage.rss_bytes;
         entry.update(|row| {
             row.memory = rss_bytes / MEMORY_STEP * MEMORY_STEP;
-            row.cpu_millicores = millicores;
+            row.cpu_millicores = (cores * 1000.0).round() as u32;
         });
         match lock(terms).due(0, started.elapsed(), rss_bytes) {
             Some(Due::Kill(cause)) => {
