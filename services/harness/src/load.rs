@@ -39,6 +39,22 @@ impl Tally {
         self.failed.values().sum()
     }
 
+    /// What has happened after `earlier`, which the same load said.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let less = |now: &BTreeMap<String, u64>, then: &BTreeMap<String, u64>| {
+            let grown = |(key, count): (&String, &u64)| (key.clone(), count - then.get(key).copied().unwrap_or(0));
+            now.iter().map(grown).filter(|(_, count)| *count > 0).collect()
+        };
+        Self {
+            ok: self.ok - earlier.ok,
+            failed: less(&self.failed, &earlier.failed),
+            first_failures: self.first_failures[earlier.first_failures.len()..].to_vec(),
+            by_node: less(&self.by_node, &earlier.by_node),
+            latencies: self.latencies[earlier.latencies.len()..].to_vec(),
+        }
+    }
+
     /// The latency that `percent` of the answered requests stayed under.
     pub fn latency(&self, percent: usize) -> Duration {
         let mut sorted = self.latencies.clone();
@@ -229,6 +245,9 @@ mod tests {
         assert!(tally.failed.keys().all(|reason| reason.starts_with("503")), "{tally:?}");
         assert_eq!(tally.by_node["one"], tally.ok);
         assert!(tally.latency(50) > Duration::ZERO && tally.latency(50) <= tally.latency(100));
+        let nothing = tally.since(&tally);
+        assert_eq!((nothing.ok, nothing.failures(), nothing.latencies.len()), (0, 0, 0));
+        assert_eq!(tally.since(&Tally::default()).by_node, tally.by_node);
     }
 
     #[tokio::test]
