@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 
-use crate::client::{Answer, Client};
+use crate::client::{Answer, Client, Protocol};
 use crate::eventually::{ensure, eventually};
+use crate::member::Member;
 
 const MAX_IN_FLIGHT: usize = 1000;
 
@@ -101,6 +102,14 @@ impl Load {
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let task = tokio::spawn(run(clients, path.to_owned(), per_second, stopped, Arc::clone(&tally)));
         Self { tally, stop: Some(stop), task }
+    }
+
+    /// The same over HTTP/1.1 and HTTP/2 to each of the balancers, well under way.
+    pub async fn across(balancers: &[Member], path: &str, per_second: u32) -> Self {
+        let clients = balancers.iter().flat_map(|balancer| Protocol::BOTH.map(|protocol| balancer.client(protocol)));
+        let load = Self::start(clients.collect(), path, per_second);
+        load.answered(u64::from(per_second.div_ceil(2))).await;
+        load
     }
 
     pub fn so_far(&self) -> Tally {
@@ -205,7 +214,7 @@ mod tests {
     use hyper_util::server::conn::auto;
 
     use super::*;
-    use crate::client::{Protocol, full};
+    use crate::client::full;
 
     /// Answers every tenth request with 503, the others with the name of a node.
     async fn server() -> std::net::SocketAddr {
