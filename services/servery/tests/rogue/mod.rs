@@ -10,6 +10,7 @@ use std::time::Duration;
 use std::{env, hint, process, thread};
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::Path as Segment;
 use axum::routing::{any, get};
 use rustix::process::{
@@ -48,6 +49,7 @@ fn park() -> ! {
 fn router() -> Router {
     app_server::demo::router()
         .route("/nap/{ms}", any(nap))
+        .route("/take", any(take))
         .route("/leak", get(leak))
         .route("/spin", any(spin))
         .route("/freeze", any(freeze))
@@ -60,6 +62,11 @@ fn router() -> Router {
 async fn nap(Segment(ms): Segment<u64>) -> String {
     tokio::time::sleep(Duration::from_millis(ms)).await;
     process::id().to_string()
+}
+
+/// Says nothing before it has the whole body.
+async fn take(body: Bytes) -> String {
+    body.len().to_string()
 }
 
 async fn leak() -> String {
