@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rogue::{Mood, Program};
 use servery_harness::client::{Open, empty, full};
 use servery_harness::cluster::{nodes_of, ready_workers};
-use servery_harness::{Answer, Cluster, Load, Member, Plan, Process, Protocol, Role, Signal, WorkerRow};
+use servery_harness::{Answer, Cluster, Load, Member, Plan, Process, Protocol, Role, Signal, WorkerRow, eventually};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -33,7 +33,7 @@ fn busy(rows: &[WorkerRow]) -> u64 {
 /// Waits until the nodes have so many requests in work, all together; tells how many the first one has.
 async fn in_work(cluster: &Cluster, requests: u64) -> u64 {
     let mut first = 0;
-    servery_harness::eventually(&format!("{requests} requests in work"), SOON, async || {
+    eventually(&format!("{requests} requests in work"), SOON, async || {
         let mut all = Vec::new();
         for node in &cluster.nodes {
             all.push(busy(&node.rows().await?));
