@@ -43,6 +43,8 @@ mod register;
 mod roster;
 mod status;
 #[allow(dead_code, reason = "until the supervisor uses it")]
+mod systemd;
+#[allow(dead_code, reason = "until the supervisor uses it")]
 mod usage;
 
 pub use config::{Bind, Config, Edge, Percent, ProxyProtocol, Recycling, RequestLimits, RouteConfig};
