@@ -39,6 +39,8 @@ mod pid_file;
 mod pool;
 mod process;
 mod readiness;
+#[allow(dead_code, reason = "until the supervisor uses it")]
+mod reaper;
 mod register;
 mod roster;
 mod status;
