@@ -4,6 +4,7 @@
 #![allow(
     clippy::allow_attributes_without_reason,
     clippy::use_self,
+    clippy::large_enum_variant,
     clippy::needless_pass_by_value,
     clippy::or_fun_call,
     elided_lifetimes_in_paths,

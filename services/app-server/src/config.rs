@@ -22,7 +22,7 @@ use pool::WorkerCount;
 pub use pool::{Percent, Recycling};
 
 /// A typing error must not start a million processes; balancers refuse reports of more than twice as many.
-const WORKERS_MAX: u32 = 256;
+pub(crate) const WORKERS_MAX: u32 = 256;
 
 /// Most requests at once in one worker; each may hold a socket, and a process has tens of thousands of those.
 const CAPACITY_MAX: u32 = 65_536;

@@ -1,185 +1,127 @@
-//! The duty of a process to which orphans are handed down: process 1 of a container, or a child subreaper. In: the
-//! children that the supervisor has started, and SIGCHLD. Out: no zombies of processes that dead workers have left. It
-//! never waits for a child of the supervisor's own: that child's status belongs to who started it.
+//! Processes that nobody waits for: where the supervisor is the first process of a container, whatever its workers leave
+//! behind becomes its child, and stays in the process table until somebody asks how it ended. Come in SIGCHLD and the
+//! children that the supervisor waits for itself; goes out nothing. It never takes the end of one of those.
 
-use procfs::process::all_processes;
-use rustix::{
-    io::Errno,
-    process::{Pid, WaitId, WaitIdOptions, WaitOptions, child_subreaper, getpid, waitid, waitpid},
-};
+use procfs::process::ProcState;
+use rustix::process::{Pid, WaitOptions, getpid, waitpid};
 use std::{
-    collections::BTreeSet,
-    io,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    collections::HashSet,
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
 };
-use tokio::{
-    process::{Child, Command},
-    signal::unix::{SignalKind, signal},
-    time::sleep,
-};
+use tokio::signal::unix::{SignalKind, signal};
 
-/// Between two looks through all processes.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Children that somebody waits for. Held while one is started, and while others are reaped, so that none is taken for an
+/// orphan before it is known.
+static AWAITED: LazyLock<Mutex<HashSet<u32>>> = LazyLock::new(Mutex::default);
 
-/// The supervisor's own children. They are the process's, so it has one set of them. Held while one is started and
-/// while orphans are waited for: a child that ends before it is noted would else pass for an orphan.
-static CHILDREN: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
-
-fn children() -> MutexGuard<'static, BTreeSet<u32>> {
-    // a set is whole after every step
-    CHILDREN.lock().unwrap_or_else(PoisonError::into_inner)
+/// A child that somebody waits for, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Awaited {
+    pid: u32,
 }
 
-/// Starts a child that is no orphan. Every child has to be started by this.
-pub(crate) fn spawn(command: &mut Command) -> io::Result<Child> {
-    let mut children = children();
-    let child = command.spawn()?;
-    children.extend(child.id());
-    Ok(child)
+/// Starts a child and notes it before anybody can reap it. `pid_of` is `None` for one that is gone already.
+pub(crate) fn awaited<C, E>(
+    start: impl FnOnce() -> Result<C, E>,
+    pid_of: impl FnOnce(&C) -> Option<u32>,
+) -> Result<(C, Option<Awaited>), E> {
+    let mut awaited = lock();
+    let child = start()?;
+    let pid = pid_of(&child);
+    awaited.extend(pid);
+    Ok((child, pid.map(|pid| Awaited { pid })))
 }
 
-/// Its status has been fetched; the next process with this number may be an orphan. A child that was given up without
-/// that is forgotten by itself once it is gone.
-pub(crate) fn ended(pid: u32) {
-    children().remove(&pid);
-}
-
-/// Whether orphans come to this process.
-pub(crate) fn is_needed() -> bool {
-    getpid().is_init() || child_subreaper().is_ok_and(|reaper| reaper.is_some())
-}
-
-/// Reaps orphans as they end. Runs forever.
-pub(crate) async fn keep_reaping() {
-    let mut ends = match signal(SignalKind::child()) {
-        Ok(ends) => ends,
+/// Reaps orphans for ever, where they come to this process: as the first one of its PID namespace.
+pub(crate) async fn reap() {
+    if getpid().as_raw_nonzero().get() != 1 {
+        return std::future::pending().await;
+    }
+    let mut children = match signal(SignalKind::child()) {
+        Ok(children) => children,
         Err(error) => {
-            tracing::warn!(%error, "processes that workers leave behind stay as zombies");
-            return;
+            tracing::warn!(%error, "orphans will not be reaped");
+            return std::future::pending().await;
         }
     };
-    loop {
-        // first of all, then after every signal: one that comes meanwhile is kept by the stream
-        match reap() {
-            Ok(0) => {}
-            Ok(orphans) => tracing::debug!(orphans, "reaped what workers have left behind"),
-            Err(error) => tracing::warn!(%error, "cannot look for processes that workers have left behind"),
+    while children.recv().await.is_some() {
+        let reaped = reap_orphans();
+        if reaped > 0 {
+            tracing::debug!(processes = reaped, "reaped what workers left behind");
         }
-        sleep(PAUSE).await;
-        ends.recv().await;
     }
 }
 
-/// Waits for all orphans that have ended. How many those were.
-fn reap() -> io::Result<usize> {
-    let mut children = children();
-    let peek = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    match waitid(WaitId::All, peek) {
-        Ok(Some(_)) => {}
-        // nobody has ended, or there is nobody: no need to look at every process
-        Ok(None) | Err(Errno::CHILD) => return Ok(0),
-        Err(error) => return Err(error.into()),
+/// How many children that nobody waits for had ended.
+fn reap_orphans() -> usize {
+    let Ok(all) = procfs::process::all_processes() else { return 0 };
+    let us = getpid().as_raw_nonzero().get();
+    let awaited = lock();
+    let ended = all.filter_map(Result::ok).filter_map(|process| process.stat().ok()).filter(|stat| {
+        stat.ppid == us
+            && matches!(stat.state(), Ok(ProcState::Zombie))
+            && !u32::try_from(stat.pid).is_ok_and(|pid| awaited.contains(&pid))
+    });
+    let pids: Vec<Pid> = ended.filter_map(|stat| Pid::from_raw(stat.pid)).collect();
+    pids.into_iter().filter(|pid| matches!(waitpid(Some(*pid), WaitOptions::NOHANG), Ok(Some(_)))).count()
+}
+
+fn lock() -> MutexGuard<'static, HashSet<u32>> {
+    // single inserts and removes: a panic elsewhere cannot leave half of one
+    AWAITED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        lock().remove(&self.pid);
     }
-    let mut reaped = 0;
-    let mut alive = BTreeSet::new();
-    let ours = getpid().as_raw_nonzero().get();
-    for process in all_processes().map_err(io::Error::other)? {
-        // one that is gone meanwhile was no zombie of ours
-        let Ok(stat) = process.and_then(|process| process.stat()) else { continue };
-        if stat.ppid != ours {
-            continue;
-        }
-        let Ok(number) = u32::try_from(stat.pid) else { continue };
-        if children.contains(&number) {
-            alive.insert(number);
-        } else if stat.state == 'Z'
-            && let Some(pid) = Pid::from_raw(stat.pid)
-            && waitpid(Some(pid), WaitOptions::NOHANG).is_ok_and(|ended| ended.is_some())
-        {
-            reaped += 1;
-        }
-    }
-    children.retain(|child| alive.contains(child));
-    Ok(reaped)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use rustix::process::set_child_subreaper;
-    use std::env;
+    use super::{awaited, reap_orphans};
+    use rustix::process::{Pid, test_kill_process};
+    use std::{
+        env,
+        io::{BufRead as _, BufReader},
+        process::{Command, Stdio},
+        thread::sleep,
+        time::{Duration, Instant},
+    };
 
-    const CHILD: &str = "SERVERY_TEST_REAPS";
-
-    /// Ends with 7 and leaves a process behind that ends a little later.
-    fn leaver() -> Command {
-        let mut command = Command::new("sh");
-        command.args(["-c", "sh -c 'exit 3' & exit 7"]);
-        command
-    }
-
-    async fn run() -> Option<i32> {
-        let mut child = spawn(&mut leaver()).unwrap();
-        let pid = child.id().unwrap();
-        let status = child.wait().await.unwrap();
-        ended(pid);
-        status.code()
-    }
-
-    /// Does nothing unless the test below starts it: reaping is the whole process's business.
+    /// Not a test but the process that the test below starts: orphans come to it, as to the first of a container.
     #[test]
-    fn child() {
-        if env::var_os(CHILD).is_none() {
+    fn is_a_reaper() {
+        if env::var_os("SERVERY_TEST_REAPER").is_none() {
             return;
         }
-        assert!(!is_needed());
-        set_child_subreaper(Some(getpid())).unwrap();
-        assert!(is_needed());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            assert_eq!(run().await, Some(7));
-            // it stays until somebody waits for it
-            let orphan = waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap().unwrap();
-            assert_eq!(orphan.exit_status(), Some(3));
-            assert_eq!(reap().unwrap(), 1);
-            assert!(matches!(waitid(WaitId::All, WaitIdOptions::EXITED), Err(Errno::CHILD)));
-
-            // a child of the supervisor's that has ended and was not asked yet
-            let mut late = spawn(Command::new("sh").args(["-c", "exit 5"])).unwrap();
-            waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
-            assert_eq!(reap().unwrap(), 0);
-            let pid = late.id().unwrap();
-            assert_eq!(late.wait().await.unwrap().code(), Some(5));
-            ended(pid);
-
-            tokio::spawn(keep_reaping());
-            let mut runs = tokio::task::JoinSet::new();
-            for _ in 0..50 {
-                runs.spawn(run());
-            }
-            while let Some(code) = runs.join_next().await {
-                assert_eq!(code.unwrap(), Some(7), "the status was stolen");
-            }
-            assert!(children().is_empty());
-            let peek = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-            let none_left = async {
-                while !matches!(waitid(WaitId::All, peek), Err(Errno::CHILD)) {
-                    sleep(Duration::from_millis(5)).await;
-                }
-            };
-            tokio::time::timeout(Duration::from_secs(20), none_left).await.expect("zombies stay");
-        });
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
+        // its child says who it is and ends when its parent has: an orphan of ours
+        let mut parent = Command::new("/bin/sh");
+        parent.args(["-c", "sh -c 'echo $$; exec sleep 0.2' & exit 7"]).stdout(Stdio::piped());
+        let (mut parent, noted) = awaited(|| parent.spawn(), |child| Some(child.id())).unwrap();
+        let mut line = String::new();
+        BufReader::new(parent.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let orphan = Pid::from_raw(line.trim().parse().unwrap()).unwrap();
+        let until = Instant::now() + Duration::from_secs(30);
+        while test_kill_process(orphan).is_ok() {
+            reap_orphans();
+            assert!(Instant::now() < until, "the orphan is still in the process table");
+            sleep(Duration::from_millis(5));
+        }
+        assert_eq!(reap_orphans(), 0, "the other one is waited for");
+        assert_eq!(parent.wait().unwrap().code(), Some(7), "its end was left to who waits for it");
+        drop(noted);
     }
 
     #[test]
-    fn orphans_are_reaped_and_no_childs_status_is_stolen() {
-        let output = std::process::Command::new(env::current_exe().unwrap())
-            .args(["--exact", "reaper::tests::child", "--nocapture"])
-            .env(CHILD, "1")
+    fn orphans_are_reaped_and_awaited_children_are_not() {
+        let name = "reaper::tests::is_a_reaper";
+        let reaper = Command::new(env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env("SERVERY_TEST_REAPER", "1")
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        assert!(reaper.status.success(), "{}", String::from_utf8_lossy(&reaper.stderr));
     }
 }
