@@ -188,6 +188,7 @@ impl Gate {
     }
 }
 
+mod backlog;
 mod balanced;
 mod control;
 mod draining;
