@@ -90,7 +90,7 @@ impl Counts {
     fn take_durations(&self) -> Option<Durations> {
         let counts: Vec<u64> = self.durations.iter().map(|count| count.swap(0, Ordering::Relaxed)).collect();
         let sum = Duration::from_micros(self.micros.swap(0, Ordering::Relaxed));
-        counts.iter().any(|count| *count > 0).then(|| Durations { counts, sum_s: sum.as_secs_f64() })
+        counts.iter().any(|count| *count > 0).then_some(Durations { counts, sum_s: sum.as_secs_f64() })
     }
 }
 
