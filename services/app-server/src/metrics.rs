@@ -169,7 +169,7 @@ impl Histogram {
 
 /// Writes the gauges in the exposition format.
 pub(crate) fn render(rows: &[Row], streams: &[(&'static str, usize)], out: &mut String) {
-    let ready = || rows.iter().filter(|row| row.state != State::Starting);
+    let ready = || rows.iter().filter(|row| !matches!(row.state, State::Starting | State::Dead));
     let busy: u64 = ready().map(|row| u64::from(row.busy)).sum();
     let free: u64 = ready().map(|row| u64::from(row.capacity.saturating_sub(row.busy))).sum();
     let workers = State::ALL.map(|state| {

@@ -9,7 +9,7 @@ use crate::{
     crash::CrashLoop,
     life::{Wanted, becomes},
     metrics::{Cause, Counters},
-    roster::Roster,
+    roster::{Roster, Row, State},
     tenure::{Hatch, Past, Place, Tenure},
     turns::Turns,
 };
@@ -169,6 +169,9 @@ impl<H: Hatch> Position<H> {
         let pause = self.crashes.pause(past.ready_for);
         let (worker, cause, how) = (self.number, cause.as_str(), past.how.as_str());
         tracing::warn!(worker, generation, cause, how, next_start_in = ?pause, "a worker has ended");
+        // an operator who looks meanwhile finds the position and its causes
+        let dead = Row { position: worker, generation, state: State::Dead, ..Row::starting() };
+        let _dead = (!pause.is_zero()).then(|| self.common.roster.enter(dead));
         tokio::select! {
             biased;
             wanted = becomes(&mut self.wanted, |wanted| wanted != Wanted::Serve) => {

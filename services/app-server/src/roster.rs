@@ -9,7 +9,7 @@ use std::{
 };
 use tokio::{sync::watch, time::Instant};
 
-/// The life of a worker process, while it has one.
+/// The life of a worker process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum State {
     Starting,
@@ -17,10 +17,12 @@ pub(crate) enum State {
     /// It says nothing, and is sent nothing.
     Stalled,
     Draining,
+    /// It has ended, and the next one is not to start yet. Balancers are not told of it.
+    Dead,
 }
 
 impl State {
-    pub(crate) const ALL: [Self; 4] = [Self::Starting, Self::Ready, Self::Stalled, Self::Draining];
+    pub(crate) const ALL: [Self; 5] = [Self::Starting, Self::Ready, Self::Stalled, Self::Draining, Self::Dead];
 
     /// As in metrics and `/status`.
     pub(crate) fn as_str(self) -> &'static str {
@@ -29,12 +31,13 @@ impl State {
             Self::Ready => "ready",
             Self::Stalled => "stalled",
             Self::Draining => "draining",
+            Self::Dead => "dead",
         }
     }
 
     fn on_the_wire(self) -> WorkerState {
         match self {
-            Self::Starting => WorkerState::Starting,
+            Self::Starting | Self::Dead => WorkerState::Starting,
             Self::Ready => WorkerState::Ready,
             Self::Stalled => WorkerState::Stalled,
             Self::Draining => WorkerState::Draining,

@@ -112,6 +112,11 @@ impl Sight {
         // alone, what waits to be accepted is not seen; but nothing is accepted any more when every slot is busy
         let full = self.alone && slots > 0 && busy == slots;
         let waiting = self.streams.demand() + sum(|row| row.waiting) + u64::from(full);
-        Load { waiting, busy, slots, starting: rows.iter().any(|row| row.state == State::Starting) }
+        Load {
+            waiting,
+            busy,
+            slots,
+            starting: rows.iter().any(|row| matches!(row.state, State::Starting | State::Dead)),
+        }
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     config::Percent,
     life::Wanted,
     metrics::{Cause, Counters},
-    roster::Roster,
+    roster::{Roster, State},
     tenure::{Hatch, Past, Place, Standing, Tenure},
     turns::Turns,
 };
@@ -151,6 +151,9 @@ async fn a_worker_that_dies_is_followed_at_once_and_one_that_keeps_dying_ever_la
         let died = Instant::now();
         worker.becomes_ready();
         worker.ends(Some(Cause::Exit), Some(Duration::from_millis(5)));
+        node.settle().await;
+        let rows = node.common.roster.rows();
+        assert_eq!((rows.len(), rows[0].state, rows[0].causes.len()), (1, State::Dead, 1), "seen meanwhile");
         worker = node.hatched().await;
         let waited = died.elapsed();
         assert!((pause..pause + 5).contains(&waited.as_millis()), "{waited:?} instead of {pause} ms");

@@ -3,7 +3,7 @@
 
 use crate::{
     ledger::{Ledger, WorkerKey},
-    roster::Row,
+    roster::{Row, State},
 };
 use proto::registry::{Report, Worker};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -55,7 +55,7 @@ impl Grants {
         let sequence = books.sequence;
         let grants = books.ledger.report(balancer, sequence, &capacities(rows));
         drop(books);
-        let workers = rows.iter().zip(grants).map(|(row, grant)| Worker { grant, ..row.report() }).collect();
+        let workers = living(rows).zip(grants).map(|(row, grant)| Worker { grant, ..row.report() }).collect();
         Report { sequence, workers }
     }
 
@@ -107,5 +107,10 @@ impl Drop for Account<'_> {
 }
 
 fn capacities(rows: &[Row]) -> Vec<(WorkerKey, u32)> {
-    rows.iter().map(|row| (row.key(), row.capacity)).collect()
+    living(rows).map(|row| (row.key(), row.capacity)).collect()
+}
+
+/// What balancers hear of.
+fn living(rows: &[Row]) -> impl Iterator<Item = &Row> {
+    rows.iter().filter(|row| row.state != State::Dead)
 }
