@@ -5,7 +5,12 @@ use chassis::{
     config::{HostPort, Reader, TableReader},
     listen::ListenAddr,
 };
-use std::{net::IpAddr, path::PathBuf, thread, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
 
 mod alone;
 mod limits;
@@ -17,7 +22,7 @@ use pool::WorkerCount;
 pub use pool::{Percent, Recycling};
 
 /// A typing error must not start a million processes; balancers refuse reports of more than twice as many.
-const WORKERS_MAX: u32 = 256;
+pub(crate) const WORKERS_MAX: u32 = 256;
 
 /// Most requests at once in one worker; each may hold a socket, and a process has tens of thousands of those.
 const CAPACITY_MAX: u32 = 65_536;
@@ -28,8 +33,14 @@ const NAME_MAX: usize = 63;
 /// Longest prefix of a route.
 const PREFIX_MAX: usize = 1024;
 
+/// Of the admin listener that nobody chose.
+const ADMIN_PORT: u16 = 9180;
+
 /// Limits are sent in milliseconds of 32 bits, and nobody means more than a day.
 const LIMIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// In which limits are sent: less would be 0, which stands for none.
+const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// A heartbeat shorter than this would be most of a node's work; a longer one would leave a dead node in rotation.
 const HEARTBEAT: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
@@ -43,7 +54,7 @@ pub struct Config {
     pub app: String,
     /// Where the balancers are found; every address of every name is one. Empty with `bind`.
     pub join: Vec<HostPort>,
-    /// Where the node serves clients by itself. `None` with `join`.
+    /// Where the node serves clients by itself; this machine's port 8000 if neither was said. `None` with `join`.
     pub bind: Option<Bind>,
     /// What matters only with `bind`.
     pub edge: Edge,
@@ -55,9 +66,9 @@ pub struct Config {
     /// How many of the workers may be replaced at the same time; at least one.
     pub replace_at_once: Percent,
     pub request_limits: RequestLimits,
-    /// Holds the supervisor's process id while it runs.
+    /// This file holds the supervisor's process id while it runs.
     pub pid: Option<PathBuf>,
-    /// Where what the supervisor and its workers write to stderr goes instead.
+    /// Where what the supervisor and its workers write to stderr goes instead. Absolute.
     pub log_file: Option<PathBuf>,
     /// Requests at once in one worker.
     pub capacity: u32,
@@ -76,6 +87,9 @@ pub struct Config {
     /// Where balancers reach the workers. `None`: at the address they see.
     pub advertise: Option<IpAddr>,
     pub admin: ListenAddr,
+    /// Nobody chose `admin`. A node that serves by itself takes another port then if that one is taken: a second
+    /// one on a machine should just start.
+    pub admin_is_default: bool,
     /// What the node asks to be routed to its app.
     pub routes: Vec<RouteConfig>,
 }
@@ -93,19 +107,20 @@ pub struct RouteConfig {
 impl Config {
     /// Asks `reader` for the section; every mistake is told to the reader, which keeps a default in its place.
     pub fn read(reader: &mut Reader<'_>) -> Self {
+        let workers = reader.read("app_server.workers", WorkerCount::Auto).or_cores(cores());
         let mut config = Self {
             name: reader.optional("app_server.name").unwrap_or_else(host_name),
             app: reader.read("app_server.app", "demo".to_owned()),
             join: reader.read("app_server.join", Vec::new()),
             bind: reader.optional("app_server.bind"),
             edge: Edge::read(reader),
-            workers: reader.read("app_server.workers", WorkerCount::Auto).or_cores(cores()),
-            workers_max: 0,
+            workers,
+            workers_max: workers,
             recycling: Recycling::read(reader),
             replace_at_once: reader.read("app_server.replace_at_once", Percent(25)),
             request_limits: RequestLimits::read(reader),
-            pid: reader.optional("app_server.pid"),
-            log_file: reader.optional("app_server.log_file"),
+            pid: reader.optional("app_server.pid").map(alone::absolute),
+            log_file: reader.optional("app_server.log_file").filter(|path| path != "-").map(alone::absolute),
             capacity: reader.read("app_server.capacity", 256),
             exec: reader.optional("app_server.exec"),
             timeout: reader.read("app_server.timeout", Duration::from_secs(30)),
@@ -114,15 +129,42 @@ impl Config {
             heartbeat: reader.read("app_server.heartbeat", Duration::from_secs(1)),
             worker_bind: reader.read("app_server.worker_bind", ListenAddr::All(9000)),
             advertise: reader.optional("app_server.advertise"),
-            admin: reader.read("app_server.admin", ListenAddr::All(9180)),
+            admin: ListenAddr::All(ADMIN_PORT),
+            admin_is_default: false,
             routes: reader.tables("app_server.route", route),
         };
-        config.workers_max = reader.read("app_server.workers_max", config.workers);
+        if let Some(most) = reader.optional("app_server.workers_max") {
+            config.workers_max = most;
+            if !(workers..=WORKERS_MAX).contains(&most) {
+                let message = format!("at least as many as workers ({workers}) and at most {WORKERS_MAX} are possible");
+                reader.refuse("app_server.workers_max", message);
+            }
+        }
+        config.choose_where(reader);
         config.check(reader);
         if config.routes.is_empty() {
             config.routes.push(RouteConfig { host: String::new(), prefix: "/".to_owned(), strip_prefix: false });
         }
         config
+    }
+
+    /// Whom the node serves: balancers or clients, and which addresses follow from that.
+    fn choose_where(&mut self, reader: &mut Reader<'_>) {
+        if self.join.is_empty() {
+            self.bind.get_or_insert_with(Bind::by_default);
+        } else if self.bind.is_some() {
+            let message = "a node serves clients by itself (bind) or registers with balancers (join): leave one out";
+            reader.refuse("app_server.bind", message);
+        } else {
+            self.edge.refuse(reader);
+        }
+        let admin = reader.optional("app_server.admin");
+        self.admin_is_default = admin.is_none();
+        self.admin = admin.unwrap_or_else(|| match self.bind {
+            // nothing in front of it keeps strangers away
+            Some(_) => ListenAddr::At((Ipv4Addr::LOCALHOST, ADMIN_PORT).into()),
+            None => ListenAddr::All(ADMIN_PORT),
+        });
     }
 
     fn check(&self, reader: &mut Reader<'_>) {
@@ -148,7 +190,7 @@ impl Config {
             ("app_server.graceful_timeout", self.graceful_timeout),
             ("app_server.start_timeout", self.start_timeout),
         ] {
-            if limit.is_zero() || limit > LIMIT_MAX {
+            if limit < MILLISECOND || limit > LIMIT_MAX {
                 reader.refuse(key, "a time limit is more than nothing and at most a day");
             }
         }
@@ -164,6 +206,9 @@ impl Config {
         if self.advertise.is_some_and(|address| address.is_unspecified() || address.is_multicast()) {
             reader.refuse("app_server.advertise", "not an address that a balancer could connect to");
         }
+        self.edge.check(reader);
+        self.recycling.check(reader);
+        self.request_limits.check(reader);
     }
 }
 
@@ -190,6 +235,7 @@ fn is_app_name(name: &str) -> bool {
     is_name(name) && name.bytes().all(|byte| !byte.is_ascii_uppercase()) && name.as_bytes().first().is_some_and(lower)
 }
 
+/// What the process may use: the machine's, its affinity's, or those of its cgroup's quota, whichever is least.
 fn cores() -> u32 {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     u32::try_from(cores).unwrap_or(WORKERS_MAX).min(WORKERS_MAX)
@@ -204,55 +250,4 @@ fn host_name() -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Config, RouteConfig};
-    use chassis::{
-        config::{HostPort, Layers, Reader},
-        listen::ListenAddr,
-    };
-    use std::time::Duration;
-
-    fn read(text: &str) -> Result<Config, String> {
-        let layers = Layers::from_text("servery.toml", text, [], vec![]);
-        let mut reader = Reader::new(&layers);
-        let config = Config::read(&mut reader);
-        reader.finish().map(|()| config).map_err(|problems| problems.to_string())
-    }
-
-    #[test]
-    fn nothing_said_gives_the_documented_defaults() {
-        let config = read("").unwrap();
-        assert_eq!((config.app.as_str(), config.capacity), ("demo", 256));
-        assert!(config.join.is_empty() && config.exec.is_none() && !config.name.is_empty() && config.workers >= 1);
-        assert_eq!((config.timeout, config.heartbeat), (Duration::from_secs(30), Duration::from_secs(1)));
-        assert_eq!((config.worker_bind, config.admin), (ListenAddr::All(9000), ListenAddr::All(9180)));
-        assert_eq!(config.routes, [RouteConfig { host: String::new(), prefix: "/".to_owned(), strip_prefix: false }]);
-    }
-
-    #[test]
-    fn what_is_said_is_taken() {
-        let config = read(
-            "[app_server]\nname = \"node-1\"\napp = \"shop\"\njoin = [\"balancer:7400\"]\nworkers = 3\ncapacity = 7\n\
-             exec = \"/bin/app\"\nworker_bind = \"127.0.0.1:0\"\n[[app_server.route]]\nprefix = \"/shop\"\nstrip_prefix = true\n",
-        )
-        .unwrap();
-        assert_eq!(config.join, [HostPort::new("balancer", 7400)]);
-        assert_eq!((config.workers, config.capacity, config.name.as_str()), (3, 7, "node-1"));
-        assert_eq!(config.routes.len(), 1);
-        assert!(config.routes[0].strip_prefix && config.routes[0].prefix == "/shop");
-    }
-
-    #[test]
-    fn every_mistake_is_told_at_its_line() {
-        let problems = read(
-            "[app_server]\nname = \"a b\"\nworkers = 0\ncapacity = 100000\ntimeout = \"0s\"\nheartbeat = \"1ms\"\n\
-             worker_bind = \"off\"\nbind = \":8000\"\nadvertise = \"::\"\n[[app_server.route]]\nprefix = \"shop\"\n",
-        )
-        .unwrap_err();
-        for line in [2, 3, 4, 5, 6, 7, 8, 9, 11] {
-            assert!(problems.contains(&format!("servery.toml:{line}: ")), "line {line} is missing in:\n{problems}");
-        }
-        assert!(read("[app_server]\napp = \"Shop\"\n").unwrap_err().contains("servery.toml:2: "));
-        assert!(read("[app_server]\nworker_bind = \":80\"\n").unwrap_err().contains("below 1024"));
-    }
-}
+mod tests;

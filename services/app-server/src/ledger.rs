@@ -32,6 +32,8 @@ struct Account {
     settled: Grants,
     /// Not acknowledged, oldest first.
     sent: VecDeque<(u64, Grants)>,
+    /// The newest report that was.
+    acknowledged: u64,
 }
 
 impl Account {
@@ -76,9 +78,15 @@ impl Ledger {
     /// The balancer holds no more than the report `sequence` grants.
     pub(crate) fn acknowledge(&mut self, balancer: &str, sequence: u64) {
         let Some(account) = self.accounts.get_mut(balancer) else { return };
+        account.acknowledged = account.acknowledged.max(sequence);
         while let Some((_, grants)) = account.sent.pop_front_if(|(sent, _)| *sent <= sequence) {
             account.settled = grants;
         }
+    }
+
+    /// Whether every balancer has acknowledged a report that came after `sequence`.
+    pub(crate) fn all_heard_after(&self, sequence: u64) -> bool {
+        self.accounts.values().all(|account| account.acknowledged > sequence)
     }
 
     /// Whether a report now would grant this balancer something else than the last one did.
@@ -152,6 +160,22 @@ mod tests {
         ledger.acknowledge("a", 3);
         assert!(ledger.is_stale("b", &WORKERS));
         assert_eq!(ledger.report("b", 4, &WORKERS), [5, 5, 5]);
+    }
+
+    #[test]
+    fn everybody_has_heard_when_the_last_one_has_acknowledged() {
+        let mut ledger = Ledger::default();
+        assert!(ledger.all_heard_after(7), "there is nobody to hear");
+        ledger.open("a");
+        ledger.open("b");
+        ledger.report("a", 8, &WORKERS);
+        ledger.report("b", 9, &WORKERS);
+        ledger.acknowledge("a", 8);
+        assert!(!ledger.all_heard_after(7));
+        ledger.acknowledge("b", 9);
+        assert!(ledger.all_heard_after(7) && !ledger.all_heard_after(8));
+        ledger.close("a");
+        assert!(ledger.all_heard_after(8));
     }
 
     #[test]

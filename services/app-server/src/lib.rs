@@ -1,10 +1,12 @@
 //! The app-server: comes in a program, go out worker processes that run it and a registration of them with every
-//! balancer. It never touches a request: balancers send those to the workers themselves.
+//! balancer, or one socket where clients reach them. It never touches a request: who sends one reaches the workers.
 //!
-//! In reading order: [`Config`]; `process` (one child), `life` (what it may do, and for how long), `crash` (how soon the
-//! next one starts), `pool` (one position after the other); `roster` (what is known of them); `ledger` (how much each
-//! balancer may send) and `register` (who is told); `status` and `metrics`. [`demo`] is the application that runs in a
-//! worker when there is no other.
+//! In reading order: [`Config`]; `process` (one child), `life` (what it may do, and for how long), `recycle` (when it has
+//! done enough), `tenure` (all of that for one worker); `crash` (how soon the next one starts), `turns` (how many at once),
+//! `position` (one worker after the other), `pool` (all positions); `scale` (how many) and `supervisor` (who asks for more);
+//! `roster` (what is known of the workers); `ledger` (how much each balancer may send) and `register` (who is told);
+//! `configure` (what a worker is told); `status` and `metrics`. [`demo`] is the application that runs in a worker when there
+//! is no other.
 
 use anyhow::Context as _;
 use chassis::{
@@ -12,49 +14,70 @@ use chassis::{
     config::Shared,
     discovery::Discovery,
     identity::{EnrolConfig, Identity, Role},
-    lifecycle::{Lifecycle, Phase},
+    lifecycle::{Commands, Lifecycle, Phase},
+    listen::ListenAddr,
     telemetry::PrometheusHandle,
 };
-use proto::worker::Configure;
 use std::{
+    io,
+    net::Ipv4Addr,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 use tokio::{
     net::TcpListener,
+    sync::watch,
     task::JoinSet,
     time::{Instant, timeout},
 };
 
+mod bound;
 mod config;
+mod configure;
 mod crash;
 pub mod demo;
 mod ledger;
 mod life;
 mod metrics;
+mod pid_file;
 mod pool;
+mod position;
 mod process;
 mod readiness;
+mod reaper;
+mod recycle;
 mod register;
 mod roster;
+mod scale;
 mod status;
+mod supervisor;
+mod systemd;
+mod tenure;
+mod turns;
+mod usage;
 
 pub use config::{Bind, Config, Edge, Percent, ProxyProtocol, Recycling, RequestLimits, RouteConfig};
 pub use process::ProgramError;
 
+use bound::Bound;
 use life::Limits;
 use metrics::Counters;
-use pool::{Plan, Pool};
+use pid_file::PidFile;
+use pool::Pool;
 use process::Program;
-use register::{Introduction, Registrar, StreamState, Streams};
+use register::{Audience, Introduction, Registrar, StreamState, Streams};
 use roster::{Roster, State};
 use status::Status;
+use supervisor::{Desk, Sight, supervise};
+use systemd::ServiceManager;
+use tenure::{Hatchery, Sockets};
 
 /// Beyond the time for what is in flight: for killing what did not end.
 const LAST: Duration = Duration::from_secs(10);
 
 /// The life of an app-server: workers first, then the identity, then the registrations; at the end the balancers first,
-/// then the workers. Call it on a thread that lives as long as the process: the workers are killed when it ends.
+/// then the workers. With `bind` it has neither identity nor registrations. Call it on a thread that lives as long as the
+/// process: the workers are killed when it ends.
 ///
 /// # Errors
 /// Where there is nothing to run, a listener cannot be bound, or the identity on disk cannot be used.
@@ -63,27 +86,36 @@ pub async fn run(
     shared: Shared,
     telemetry: PrometheusHandle,
     lifecycle: Lifecycle,
+    mut commands: Commands,
 ) -> anyhow::Result<()> {
-    anyhow::ensure!(!config.join.is_empty(), "no balancer to register with: set app_server.join (--join NAME:PORT)");
-    let program = match &config.exec {
+    let mut program = match &config.exec {
         Some(name) => Program::of_user(name)?,
         None => Program::built_in()?,
     };
-    let discovery = Discovery::new(&shared.nameservers)?;
-    let sockets = pool::bind_all(config.worker_bind, config.workers).context("cannot listen for workers")?;
-    for (worker, socket) in sockets.iter().enumerate() {
-        if let Ok(address) = socket.local_addr() {
-            tracing::info!(%address, worker, "listening for balancers' requests");
-        }
+    if let Some(log_file) = &config.log_file {
+        program = program.logging_to(log_file);
     }
+    let discovery = Discovery::new(&shared.nameservers)?;
+    let _pid_file = config.pid.as_deref().map(PidFile::claim).transpose()?;
+    let bound = config.bind.as_ref().map(Bound::open).transpose()?;
+    let sockets = match &bound {
+        Some(bound) => {
+            tracing::info!(address = bound.address(), "listening for requests");
+            Sockets::shared(bound.share().context("cannot share the listening socket")?)
+        }
+        None => Sockets::own(config.worker_bind, config.workers).context("cannot listen for workers")?,
+    };
 
     let (roster, streams, counters) = (Roster::new(), Streams::new(), Counters::new());
     let identity: Arc<OnceLock<Identity>> = Arc::default();
     let readiness = Readiness::new();
+    let service = ServiceManager::new();
     let mut tasks = JoinSet::new();
-    tasks.spawn(readiness::follow(readiness.clone(), roster.clone(), streams.clone(), config.workers));
-    if !config.admin.is_off() {
-        let listener = TcpListener::from_std(config.admin.bind().context("cannot listen for the admin endpoints")?)?;
+    let alone = bound.is_some();
+    tasks.spawn(readiness::follow(readiness.clone(), roster.clone(), streams.clone(), config.workers, alone));
+    tasks.spawn(service.clone().follow(readiness.clone(), roster.clone()));
+    tasks.spawn(reaper::reap());
+    if let Some(listener) = admin_listener(&config).context("cannot listen for the admin endpoints")? {
         tracing::info!(address = %listener.local_addr()?, "listening for admin requests");
         let status = Status {
             cluster: shared.cluster.clone(),
@@ -94,8 +126,11 @@ pub async fn run(
             lifecycle: lifecycle.clone(),
         };
         let gauges = {
-            let (roster, streams) = (roster.clone(), streams.clone());
-            Arc::new(move |out: &mut String| metrics::render(&roster.rows(), &streams.counts(), out))
+            let (roster, streams, counters) = (roster.clone(), streams.clone(), counters.clone());
+            Arc::new(move |out: &mut String| {
+                metrics::render(&roster.rows(), &streams.counts(), out);
+                counters.render(out);
+            })
         };
         let admin = Admin {
             readiness,
@@ -107,62 +142,49 @@ pub async fn run(
         tasks.spawn(admin::serve(listener, admin));
     }
 
-    let pass: [u8; 32] = rand::random();
-    let plan = Plan {
+    let pass: Option<[u8; 32]> = (!alone).then(rand::random);
+    let audience = Audience::default();
+    let hatchery = Hatchery {
         program,
-        worker_bind: config.worker_bind,
-        configure: Configure {
-            protocol_version: proto::PROTOCOL_VERSION,
-            pass: pass.to_vec(),
-            capacity: config.capacity,
-            timeout_ms: u32::try_from(config.timeout.as_millis()).unwrap_or(u32::MAX),
-            app: config.app.clone(),
-            node: config.name.clone(),
-            position: 0,
-            generation: 0,
-            limits: None,
-            edge: None,
-        },
-        limits: Limits::new(config.start_timeout, config.timeout),
+        sockets,
+        configure: configure::configure(&config, pass.as_ref()),
+        limits: Limits::new(config.start_timeout, config.timeout, !alone),
+        recycling: config.recycling,
+        roster: roster.clone(),
+        counters: counters.clone(),
+        audience: audience.clone(),
+        reopens: watch::Sender::new(0),
     };
-    let mut pool = Pool::spawn(plan, sockets, &roster, &counters);
+    let mut pool =
+        Pool::spawn(hatchery, config.workers, config.replace_at_once, config.graceful_timeout, &roster, &counters);
     lifecycle.advance(Phase::Serving);
 
-    let enrol = EnrolConfig {
-        cluster: shared.cluster,
-        role: Role::AppServer,
-        data: shared.data,
-        token_file: shared.token_file,
-        sidecar: shared.sidecar,
-        name: config.name.clone(),
-    };
-    let enrolled = tokio::select! {
-        enrolled = Identity::load_or_enrol(&enrol, &discovery) => Some(enrolled?),
-        () = lifecycle.reached(Phase::Draining) => None,
-    };
-    let mut registrar = enrolled.map(|enrolled| {
-        // nobody else sets it
-        let _ = identity.set(enrolled.clone());
-        tracing::info!(
-            instance = enrolled.instance(),
-            app = config.app,
-            node = config.name,
-            "this node has its identity"
-        );
-        let renewing = (enrolled.clone(), discovery.clone());
-        tasks.spawn(async move { renewing.0.keep_renewed(&enrol, &renewing.1).await });
-        let introduction = Introduction {
-            app: config.app.clone(),
-            routes: config.routes.clone(),
-            pass,
-            advertise: config.advertise,
-            heartbeat: config.heartbeat,
+    let mut registrar = {
+        let serving = async {
+            let registrar = match pass {
+                Some(pass) => tokio::select! {
+                    registrar = join(&config, shared, pass, audience, &roster, &streams, &identity, &discovery, &mut tasks)
+                        => Some(registrar?),
+                    () = lifecycle.reached(Phase::Draining) => None,
+                },
+                None => None,
+            };
+            lifecycle.reached(Phase::Draining).await;
+            anyhow::Ok(registrar)
         };
-        Registrar::spawn(enrolled, introduction, roster.clone(), streams, &config.join, &discovery)
-    });
+        let sight = Sight { roster: roster.clone(), streams: streams.clone(), alone };
+        let desk = Desk { workers_max: config.workers_max, log_file: config.log_file.as_deref(), service: &service };
+        tokio::select! {
+            registrar = serving => registrar?,
+            never = supervise(&mut pool, &sight, &desk, &mut commands) => never,
+        }
+    };
 
-    lifecycle.reached(Phase::Draining).await;
     tracing::info!("leaving: every balancer first, then the workers");
+    service.stopping();
+    // nobody new comes in; the workers have their own share of the socket and take what waits at it
+    pool.hatchery().sockets.close();
+    drop(bound);
     let until = Instant::now() + config.graceful_timeout;
     let drained = async {
         if let Some(registrar) = &mut registrar
@@ -181,4 +203,59 @@ pub async fn run(
     }
     tracing::info!("every worker has ended");
     Ok(())
+}
+
+/// Gets the node its identity, keeps it renewed, and registers the node with every balancer.
+#[expect(clippy::too_many_arguments, reason = "one step of the life above, with what it needs of it")]
+async fn join(
+    config: &Config,
+    shared: Shared,
+    pass: [u8; 32],
+    audience: Audience,
+    roster: &Roster,
+    streams: &Streams,
+    identity: &OnceLock<Identity>,
+    discovery: &Discovery,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<Registrar> {
+    let enrol = EnrolConfig {
+        cluster: shared.cluster,
+        role: Role::AppServer,
+        data: shared.data,
+        token_file: shared.token_file,
+        sidecar: shared.sidecar,
+        name: config.name.clone(),
+    };
+    let enrolled = Identity::load_or_enrol(&enrol, discovery).await?;
+    // nobody else sets it
+    let _ = identity.set(enrolled.clone());
+    let (instance, app, node) = (enrolled.instance(), &config.app, &config.name);
+    tracing::info!(instance, app, node, "this node has its identity");
+    let renewing = (enrolled.clone(), discovery.clone());
+    tasks.spawn(async move { renewing.0.keep_renewed(&enrol, &renewing.1).await });
+    let introduction = Introduction {
+        app: config.app.clone(),
+        routes: config.routes.clone(),
+        pass,
+        advertise: config.advertise,
+        heartbeat: config.heartbeat,
+        timeout: config.timeout,
+    };
+    let (roster, streams) = (roster.clone(), streams.clone());
+    Ok(Registrar::spawn(enrolled, introduction, roster, audience, streams, &config.join, discovery))
+}
+
+/// `None`: it is off. One that serves by itself and was told nothing takes any free port rather than not start.
+fn admin_listener(config: &Config) -> io::Result<Option<TcpListener>> {
+    if config.admin.is_off() {
+        return Ok(None);
+    }
+    let listener = match config.admin.bind() {
+        Err(error) if config.admin_is_default && config.bind.is_some() && error.kind() == io::ErrorKind::AddrInUse => {
+            tracing::warn!(%error, "taking another port for metrics and status: choose one with --admin");
+            ListenAddr::At((Ipv4Addr::LOCALHOST, 0).into()).bind()?
+        }
+        bound => bound?,
+    };
+    TcpListener::from_std(listener).map(Some)
 }

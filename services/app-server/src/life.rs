@@ -1,11 +1,11 @@
-//! The life of one worker process, written as it is lived: starting, ready, draining, dead. Come in what the worker says,
+//! The life of one worker process, written as it is lived: starting, ready (stalled while it says nothing), draining, dead. Come in what the worker says,
 //! that it has ended, and what the node wants; goes out how this life is to end. It starts and kills nothing itself,
 //! so that its test is a timeline on a paused clock.
 
 use crate::metrics::Cause;
 use futures_util::{Sink, SinkExt, Stream, StreamExt};
 use proto::worker::{
-    Configure, Drain, FromSupervisor, FromWorker, Heartbeat, from_supervisor::Message as Order,
+    Configure, Drain, FromSupervisor, FromWorker, Heartbeat, Reopen, from_supervisor::Message as Order,
     from_worker::Message as News,
 };
 use std::{io, time::Duration};
@@ -23,18 +23,34 @@ const ORDER: Duration = Duration::from_secs(5);
 /// What a worker that was told to drain gets beyond the time it was told, to end by itself.
 const MERCY: Duration = Duration::from_secs(1);
 
-/// A worker says something every second; fewer than this many missed words are never held against it.
-const SILENCE_MIN: Duration = Duration::from_secs(3);
+/// A worker says something every second. One that has not for so long gets no new requests.
+const UNHEARD: Duration = Duration::from_secs(3);
 
-/// What the node wants of its workers.
+/// What balancers need beyond the time limit to answer for a worker that does not: a second, and one more to be sure that
+/// they were first.
+const ANSWERED: Duration = Duration::from_secs(2);
+
+/// What the node wants of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
     Serve,
     /// Finish what is in flight until then.
     Drain {
         until: Instant,
+        /// The node itself stops: nobody follows.
+        last: bool,
     },
+    /// It has gone too far.
+    Kill(Cause),
     Stop,
+}
+
+/// What the node has to say to a worker, as it comes.
+#[derive(Debug)]
+pub(crate) struct Wishes {
+    pub(crate) wanted: watch::Receiver<Wanted>,
+    /// Counts how often log files were to be opened anew.
+    pub(crate) reopens: watch::Receiver<u64>,
 }
 
 /// The limits of a life.
@@ -42,23 +58,33 @@ pub(crate) enum Wanted {
 pub(crate) struct Limits {
     /// To Ready.
     pub(crate) start: Duration,
-    /// Between two signs of life.
+    /// Between two signs of life, until it is left in peace.
+    pub(crate) unheard: Duration,
+    /// Between two signs of life, until it is killed.
     pub(crate) silence: Duration,
 }
 
 impl Limits {
     /// A worker whose thread is blocked answers neither requests nor the supervisor, so the time limit of a request is
-    /// the limit of both.
-    pub(crate) fn new(start: Duration, timeout: Duration) -> Self {
-        Self { start, silence: timeout.max(SILENCE_MIN) }
+    /// the limit of both. Behind balancers it is killed only when they have answered for all that it had: a reset would
+    /// tell their clients less than "too late" does.
+    pub(crate) fn new(start: Duration, timeout: Duration, behind_balancers: bool) -> Self {
+        let silence = if behind_balancers { UNHEARD + timeout + ANSWERED } else { timeout.max(UNHEARD) };
+        Self { start, unheard: UNHEARD, silence }
     }
 }
 
 /// What happens in between.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Event {
-    Ready { capacity: u32 },
+    Ready {
+        capacity: u32,
+    },
     Heartbeat(Heartbeat),
+    /// It says nothing.
+    Stalled,
+    /// It speaks again.
+    Recovered,
     Draining,
 }
 
@@ -82,9 +108,12 @@ pub(crate) async fn live(
     mut news: impl Stream<Item = io::Result<FromWorker>> + Unpin,
     mut orders: impl Sink<FromSupervisor> + Unpin,
     mut exit: impl Future<Output = String> + Unpin,
-    wanted: &mut watch::Receiver<Wanted>,
+    wishes: &mut Wishes,
     mut observe: impl FnMut(Event),
 ) -> End {
+    let Wishes { wanted, reopens } = wishes;
+    // it opens its files after this
+    reopens.mark_unchanged();
     let told = timeout(ORDER, orders.send(order(Order::Configure(configure)))).await;
     if !matches!(told, Ok(Ok(()))) {
         return silent(&mut exit).await;
@@ -98,7 +127,10 @@ pub(crate) async fn live(
             biased;
             how = &mut exit => return End::Died(how),
             // nothing has been sent to it yet
-            _ = becomes(wanted, |wanted| wanted != Wanted::Serve) => return End::Unwanted,
+            changed = becomes(wanted, |wanted| wanted != Wanted::Serve) => match changed {
+                Wanted::Kill(cause) => return End::Kill(cause),
+                Wanted::Serve | Wanted::Drain { .. } | Wanted::Stop => return End::Unwanted,
+            },
             said = news.next() => match said {
                 Some(Ok(FromWorker { message: Some(News::Ready(ready)) })) => {
                     if ready.protocol_version.abs_diff(proto::PROTOCOL_VERSION) > 1 {
@@ -116,23 +148,36 @@ pub(crate) async fn live(
 
     // ready
     let mut heard = Instant::now();
-    let drain_until = loop {
+    let mut stalled = false;
+    let (drain_until, last) = loop {
         tokio::select! {
             biased;
             how = &mut exit => return End::Died(how),
             changed = becomes(wanted, |wanted| wanted != Wanted::Serve) => match changed {
-                Wanted::Drain { until } => break until,
+                Wanted::Drain { until, last } => break (until, last),
+                Wanted::Kill(cause) => return End::Kill(cause),
                 Wanted::Serve | Wanted::Stop => return End::Unwanted,
             },
             said = news.next() => match said {
                 Some(Ok(said)) => {
                     heard = Instant::now();
+                    if std::mem::take(&mut stalled) {
+                        observe(Event::Recovered);
+                    }
                     if let Some(News::Heartbeat(heartbeat)) = said.message {
                         observe(Event::Heartbeat(heartbeat));
                     }
                 }
                 Some(Err(_)) | None => return silent(&mut exit).await,
             },
+            Ok(()) = reopens.changed() => {
+                // one that does not read has worse to fear than an old log file
+                let _ = timeout(ORDER, orders.send(order(Order::Reopen(Reopen {})))).await;
+            }
+            () = sleep_until(heard + limits.unheard), if !stalled => {
+                stalled = true;
+                observe(Event::Stalled);
+            }
             () = sleep_until(heard + limits.silence) => return End::Kill(Cause::Heartbeat),
         }
     };
@@ -141,7 +186,7 @@ pub(crate) async fn live(
     observe(Event::Draining);
     let left = drain_until.saturating_duration_since(Instant::now());
     let graceful_timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
-    let told = timeout(ORDER, orders.send(order(Order::Drain(Drain { graceful_timeout_ms })))).await;
+    let told = timeout(ORDER, orders.send(order(Order::Drain(Drain { graceful_timeout_ms, last })))).await;
     if !matches!(told, Ok(Ok(()))) {
         return silent(&mut exit).await;
     }
@@ -150,7 +195,10 @@ pub(crate) async fn live(
         tokio::select! {
             biased;
             _ = &mut exit => return End::Drained,
-            _ = becomes(wanted, |wanted| wanted == Wanted::Stop) => return End::Unwanted,
+            changed = becomes(wanted, |wanted| matches!(wanted, Wanted::Kill(_) | Wanted::Stop)) => match changed {
+                Wanted::Kill(cause) => return End::Kill(cause),
+                Wanted::Serve | Wanted::Drain { .. } | Wanted::Stop => return End::Unwanted,
+            },
             said = news.next(), if listening => match said {
                 Some(Ok(FromWorker { message: Some(News::Heartbeat(heartbeat)) })) => observe(Event::Heartbeat(heartbeat)),
                 Some(Ok(_)) => {}

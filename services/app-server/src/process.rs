@@ -5,6 +5,7 @@
 //! kernel to be killed when the thread that started it ends: so the supervisor must start children from a thread that
 //! lives as long as it does.
 
+use crate::reaper::{Awaited, awaited};
 use chassis::listen::ListenAddr;
 use command_fds::{CommandFdExt, FdMapping};
 use proto::worker::{FromSupervisor, FromWorker};
@@ -18,7 +19,10 @@ use std::{
     ffi::OsString,
     io,
     net::{SocketAddr, TcpListener},
-    os::{fd::OwnedFd, unix::process::CommandExt},
+    os::{
+        fd::{BorrowedFd, OwnedFd},
+        unix::process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{self, Stdio},
 };
@@ -35,6 +39,10 @@ use tokio_util::codec::{FramedRead, FramedWrite};
 const LISTEN_FD: i32 = 3;
 const CONTROL_FD: i32 = 4;
 
+/// Variables of the service manager's (sd_notify(3), sd_listen_fds(3)).
+const NOT_FOR_WORKERS: [&str; 6] =
+    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
+
 /// How many ports from the first one on are tried.
 const PORTS: u16 = 1000;
 
@@ -48,6 +56,8 @@ pub(crate) type Orders = FramedWrite<OwnedWriteHalf, Frames<FromWorker, FromSupe
 pub(crate) struct Program {
     path: PathBuf,
     arguments: Vec<OsString>,
+    /// Where its stderr goes already, to be opened anew when it is told to.
+    log_file: Option<PathBuf>,
 }
 
 /// Why there is nothing to run.
@@ -71,7 +81,7 @@ impl Program {
     /// The demo application in the worker role of this very program.
     pub(crate) fn built_in() -> Result<Self, ProgramError> {
         let path = env::current_exe().map_err(ProgramError::Ourselves)?;
-        Ok(Self { path, arguments: vec!["worker".into()] })
+        Ok(Self { path, arguments: vec!["worker".into()], log_file: None })
     }
 
     /// A user's own program: as a shell would find it.
@@ -90,12 +100,17 @@ impl Program {
         if access(&path, Access::EXEC_OK).is_err() {
             return Err(ProgramError::NotExecutable(path));
         }
-        Ok(Self { path, arguments: Vec::new() })
+        Ok(Self { path, arguments: Vec::new(), log_file: None })
     }
 
     #[cfg(test)]
     pub(crate) fn of_test(path: PathBuf, arguments: Vec<OsString>) -> Self {
-        Self { path, arguments }
+        Self { path, arguments, log_file: None }
+    }
+
+    /// The supervisor's stderr, which it inherits, is this file.
+    pub(crate) fn logging_to(self, log_file: &Path) -> Self {
+        Self { log_file: Some(log_file.to_owned()), ..self }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -125,11 +140,12 @@ pub(crate) fn bind(first: ListenAddr) -> io::Result<TcpListener> {
 pub(crate) struct Process {
     child: Child,
     pid: u32,
+    _awaited: Option<Awaited>,
 }
 
 impl Process {
     /// Starts the program with a share of `listener`. Must be called on a thread that lives as long as the children may.
-    pub(crate) fn spawn(program: &Program, listener: &TcpListener) -> io::Result<(Self, News, Orders)> {
+    pub(crate) fn spawn(program: &Program, listener: BorrowedFd<'_>) -> io::Result<(Self, News, Orders)> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let mut command = process::Command::new(&program.path);
@@ -140,19 +156,30 @@ impl Process {
             .env("SERVERY_PARENT", process::id().to_string())
             .stdin(Stdio::null())
             .process_group(0);
+        if let Some(log_file) = &program.log_file {
+            command.env("SERVERY_LOG_FILE", log_file);
+        }
+        // what the service manager says is said to the supervisor
+        for name in NOT_FOR_WORKERS {
+            command.env_remove(name);
+        }
         command
             .fd_mappings(vec![
-                FdMapping { parent_fd: OwnedFd::from(listener.try_clone()?), child_fd: LISTEN_FD },
+                FdMapping { parent_fd: listener.try_clone_to_owned()?, child_fd: LISTEN_FD },
                 FdMapping { parent_fd: OwnedFd::from(theirs), child_fd: CONTROL_FD },
             ])
             .map_err(io::Error::other)?;
         let mut command = Command::from(command);
-        let child = command.kill_on_drop(true).spawn()?;
+        let (child, awaited) = awaited(|| command.kill_on_drop(true).spawn(), Child::id)?;
         // the command holds the child's ends: while they are open here, the control socket would never close
         drop(command);
         let pid = child.id().ok_or_else(|| io::Error::other("the child ended while it was started"))?;
         let (read, write) = UnixStream::from_std(ours)?.into_split();
-        Ok((Self { child, pid }, FramedRead::new(read, Frames::new()), FramedWrite::new(write, Frames::new())))
+        Ok((
+            Self { child, pid, _awaited: awaited },
+            FramedRead::new(read, Frames::new()),
+            FramedWrite::new(write, Frames::new()),
+        ))
     }
 
     pub(crate) fn pid(&self) -> u32 {

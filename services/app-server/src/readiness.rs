@@ -1,13 +1,16 @@
-//! Is the node ready? In: the roster and the streams. Out: two latches. Ready means that its workers can take requests and
-//! that at least one balancer knows of them. It starts and stops nothing.
+//! Is the node ready? In: the roster and the streams. Out: two latches. Ready means that its workers can take requests and,
+//! unless clients reach them themselves, that at least one balancer knows of them. It starts and stops nothing.
 
 use crate::{Roster, State, StreamState, Streams};
 use chassis::admin::Readiness;
 
 /// Follows both lists for ever.
-pub(crate) async fn follow(readiness: Readiness, roster: Roster, streams: Streams, workers: u32) {
+pub(crate) async fn follow(readiness: Readiness, roster: Roster, streams: Streams, workers: u32, alone: bool) {
     let starting = readiness.latch("workers are starting");
     let unregistered = readiness.latch("not registered with any balancer");
+    if alone {
+        unregistered.release();
+    }
     let (mut roster, mut streams) = (roster.watch(), streams.changes());
     let mut started = false;
     loop {
@@ -19,7 +22,7 @@ pub(crate) async fn follow(readiness: Readiness, roster: Roster, streams: Stream
         } else {
             starting.hold();
         }
-        if streams.borrow_and_update().values().any(|row| row.state == StreamState::Registered) {
+        if streams.borrow_and_update().values().any(|row| row.state == StreamState::Registered) || alone {
             unregistered.release();
         } else {
             unregistered.hold();

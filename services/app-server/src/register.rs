@@ -30,9 +30,8 @@ mod grants;
 mod stream;
 mod streams;
 
+pub(crate) use grants::Audience;
 pub(crate) use streams::{StreamRow, StreamState, Streams};
-
-use grants::Grants;
 
 /// Between two questions to DNS while it has no answer.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -51,6 +50,8 @@ pub(crate) struct Introduction {
     pub(crate) advertise: Option<IpAddr>,
     /// How long it promises to be silent at most.
     pub(crate) heartbeat: Duration,
+    /// The workers' limit to a response head and between two parts of its body.
+    pub(crate) timeout: Duration,
 }
 
 /// What all streams have in common.
@@ -58,7 +59,7 @@ struct Desk {
     identity: Identity,
     introduction: Introduction,
     roster: Roster,
-    grants: Grants,
+    audience: Audience,
     streams: Streams,
     leaving: watch::Sender<bool>,
 }
@@ -75,13 +76,13 @@ impl Registrar {
         identity: Identity,
         introduction: Introduction,
         roster: Roster,
+        audience: Audience,
         streams: Streams,
         join: &[HostPort],
         discovery: &Discovery,
     ) -> Self {
         let leaving = watch::Sender::new(false);
-        let grants = Grants::default();
-        let desk = Arc::new(Desk { identity, introduction, roster, grants, streams, leaving });
+        let desk = Arc::new(Desk { identity, introduction, roster, audience, streams, leaving });
         let mut followers = JoinSet::new();
         for name in join {
             followers.spawn(follow(Arc::clone(&desk), name.clone(), discovery.clone()));
@@ -108,7 +109,7 @@ impl Desk {
 
     /// The first words of a stream to this balancer.
     fn hello(&self, balancer: &str) -> Hello {
-        let Introduction { app, routes, pass, advertise, heartbeat } = &self.introduction;
+        let Introduction { app, routes, pass, advertise, heartbeat, timeout } = &self.introduction;
         let route = |route: &RouteConfig| Route {
             host: route.host.clone(),
             prefix: route.prefix.clone(),
@@ -120,9 +121,9 @@ impl Desk {
             routes: routes.iter().map(route).collect(),
             pass: pass.to_vec(),
             advertise: advertise.map(|address| address.to_string()).unwrap_or_default(),
-            report: Some(self.grants.report(balancer, &self.roster.rows())),
+            report: Some(self.audience.grants().report(balancer, &self.roster.rows())),
             heartbeat_ms: u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX),
-            timeout_ms: 0,
+            timeout_ms: u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX),
         }
     }
 }

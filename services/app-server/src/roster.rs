@@ -1,38 +1,52 @@
 //! What is known of the node's workers just now: come in what the watchers of worker processes see, goes out the same
 //! list to everybody who tells it on (registrations, metrics, `/status`). It decides nothing.
 
-use proto::registry::{Worker, WorkerState};
-use std::sync::Arc;
-use tokio::sync::watch;
+use crate::metrics::Cause;
+use proto::registry::{Restarts, Worker, WorkerState};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::{sync::watch, time::Instant};
 
-/// The life of a worker process, while it has one.
+/// The life of a worker process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum State {
     Starting,
     Ready,
+    /// It says nothing, and is sent nothing.
+    Stalled,
     Draining,
+    /// It has ended, and the next one is not to start yet. Balancers are not told of it.
+    Dead,
 }
 
 impl State {
-    pub(crate) const ALL: [Self; 3] = [Self::Starting, Self::Ready, Self::Draining];
+    pub(crate) const ALL: [Self; 5] = [Self::Starting, Self::Ready, Self::Stalled, Self::Draining, Self::Dead];
 
     /// As in metrics and `/status`.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",
             Self::Ready => "ready",
+            Self::Stalled => "stalled",
             Self::Draining => "draining",
+            Self::Dead => "dead",
         }
     }
 
     fn on_the_wire(self) -> WorkerState {
         match self {
-            Self::Starting => WorkerState::Starting,
+            Self::Starting | Self::Dead => WorkerState::Starting,
             Self::Ready => WorkerState::Ready,
+            Self::Stalled => WorkerState::Stalled,
             Self::Draining => WorkerState::Draining,
         }
     }
 }
+
+/// Why the workers of a position have been replaced, and how often.
+pub(crate) type Causes = BTreeMap<Cause, u32>;
 
 /// One worker process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,11 +60,37 @@ pub(crate) struct Row {
     pub(crate) capacity: u32,
     pub(crate) busy: u32,
     pub(crate) served: u64,
+    /// Requests that wait for a slot of it; none behind a balancer.
+    pub(crate) waiting: u32,
+    pub(crate) started: Instant,
+    /// Resident bytes.
+    pub(crate) memory: u64,
+    /// Thousandths of a core, over the last second or so.
+    pub(crate) cpu_millicores: u32,
     /// Of this position since the node started.
-    pub(crate) restarts: u32,
+    pub(crate) causes: Arc<Causes>,
 }
 
 impl Row {
+    /// Of a worker of which nothing is known yet.
+    pub(crate) fn starting() -> Self {
+        Self {
+            position: 0,
+            generation: 0,
+            port: 0,
+            pid: 0,
+            state: State::Starting,
+            capacity: 0,
+            busy: 0,
+            served: 0,
+            waiting: 0,
+            started: Instant::now(),
+            memory: 0,
+            cpu_millicores: 0,
+            causes: Arc::default(),
+        }
+    }
+
     pub(crate) fn key(&self) -> (u32, u64) {
         (self.position, self.generation)
     }
@@ -67,9 +107,20 @@ impl Row {
             grant: 0,
             busy: self.busy,
             served: self.served,
-            restarts: self.restarts,
-            ..Worker::default()
+            restarts: self.restarts(),
+            age_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            memory_bytes: self.memory,
+            cpu_millicores: self.cpu_millicores,
+            causes: self
+                .causes
+                .iter()
+                .map(|(cause, count)| Restarts { cause: cause.as_str().to_owned(), count: *count })
+                .collect(),
         }
+    }
+
+    pub(crate) fn restarts(&self) -> u32 {
+        self.causes.values().sum()
     }
 
     /// What a balancer must know at once; the rest is load, which may come a little later.
@@ -82,6 +133,8 @@ impl Row {
 #[derive(Clone, Debug)]
 pub(crate) struct Roster {
     rows: Arc<watch::Sender<Vec<Row>>>,
+    /// By position; they outlive the workers.
+    causes: Arc<Mutex<BTreeMap<u32, Arc<Causes>>>>,
 }
 
 /// One row, until it is dropped: a worker that nobody watches any more is not in the list.
@@ -93,16 +146,38 @@ pub(crate) struct Entry {
 
 impl Roster {
     pub(crate) fn new() -> Self {
-        Self { rows: Arc::new(watch::Sender::new(Vec::new())) }
+        Self { rows: Arc::new(watch::Sender::new(Vec::new())), causes: Arc::default() }
     }
 
-    pub(crate) fn enter(&self, row: Row) -> Entry {
+    /// The row's causes are filled in here.
+    pub(crate) fn enter(&self, mut row: Row) -> Entry {
         let key = row.key();
+        row.causes = self.causes_of(row.position, None);
         self.rows.send_modify(|rows| {
             let place = rows.partition_point(|other| other.key() < key);
             rows.insert(place, row);
         });
         Entry { roster: self.clone(), key }
+    }
+
+    /// A worker of the position was replaced, or has to be.
+    pub(crate) fn restarted(&self, position: u32, cause: Cause) {
+        let causes = self.causes_of(position, Some(cause));
+        self.rows.send_if_modified(|rows| {
+            let of_position = rows.iter_mut().filter(|row| row.position == position);
+            of_position.map(|row| row.causes = Arc::clone(&causes)).count() > 0
+        });
+    }
+
+    /// The position's causes, with one more where there is one.
+    fn causes_of(&self, position: u32, one_more: Option<Cause>) -> Arc<Causes> {
+        // every step leaves the map whole, so a panic elsewhere cannot have left half of one
+        let mut all = self.causes.lock().unwrap_or_else(PoisonError::into_inner);
+        let causes = all.entry(position).or_default();
+        if let Some(cause) = one_more {
+            *Arc::make_mut(causes).entry(cause).or_default() += 1;
+        }
+        Arc::clone(causes)
     }
 
     pub(crate) fn rows(&self) -> Vec<Row> {
@@ -134,11 +209,26 @@ impl Drop for Entry {
 
 #[cfg(test)]
 mod tests {
-    use super::{Roster, Row, State};
+    use super::{Roster, Row};
+    use crate::metrics::Cause;
 
     fn row(position: u32, generation: u64) -> Row {
-        let (port, pid, capacity) = (9000, 1, 4);
-        Row { position, generation, port, pid, state: State::Starting, capacity, busy: 0, served: 0, restarts: 0 }
+        Row { position, generation, port: 9000, pid: 1, capacity: 4, ..Row::starting() }
+    }
+
+    #[test]
+    fn causes_are_the_positions_and_outlive_its_workers() {
+        let roster = Roster::new();
+        let first = roster.enter(row(0, 1));
+        let _other = roster.enter(row(1, 1));
+        roster.restarted(0, Cause::Exit);
+        assert_eq!(roster.rows()[0].restarts(), 1, "told of the worker that is there");
+        drop(first);
+        let _second = roster.enter(row(0, 2));
+        roster.restarted(0, Cause::Exit);
+        roster.restarted(0, Cause::Reload);
+        let rows = roster.rows();
+        assert_eq!((rows[0].restarts(), rows[0].causes[&Cause::Exit], rows[1].restarts()), (3, 2, 0));
     }
 
     #[test]

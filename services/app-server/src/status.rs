@@ -12,6 +12,7 @@ use chassis::{
 };
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeMap,
     sync::{Arc, OnceLock},
     time::SystemTime,
 };
@@ -75,7 +76,12 @@ fn worker(row: &Row) -> Value {
         "busy": row.busy,
         "on_deck": 0,
         "served": row.served,
-        "restarts": row.restarts,
+        "restarts": row.restarts(),
+        "restarts_by_cause": row.causes.iter().map(|(cause, count)| (cause.as_str(), *count)).collect::<BTreeMap<_, _>>(),
+        "waiting": row.waiting,
+        "age_s": row.started.elapsed().as_secs(),
+        "memory_bytes": row.memory,
+        "cpu": f64::from(row.cpu_millicores) / 1000.0,
     })
 }
 

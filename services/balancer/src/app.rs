@@ -84,6 +84,8 @@ pub struct App {
     limits: Limits,
     state: Mutex<State>,
     changed: Notify,
+    /// Notified when a request waits where none did.
+    waiting: Notify,
     started: Instant,
     pub metrics: AppMetrics,
 }
@@ -99,6 +101,7 @@ impl App {
                 rng: SmallRng::from_rng(&mut rand::rng()),
             }),
             changed: Notify::new(),
+            waiting: Notify::new(),
             started: Instant::now(),
             metrics: AppMetrics::register(name),
         }
@@ -116,7 +119,7 @@ impl App {
     // The control plane's side
 
     /// The whole truth about one node's workers: what is not listed is gone. Permits held are carried over by
-    /// (instance, position, generation); a vanished, starting or draining worker takes nothing new. A newer
+    /// (instance, position, generation); only a ready worker takes anything new. A newer
     /// registration of the same instance takes the older one's endpoints over.
     pub fn apply(self: &Arc<Self>, node: &Arc<Node>, workers: &[WorkerView]) {
         self.change(|dispatch| dispatch.apply(node, workers));
@@ -148,6 +151,16 @@ impl App {
         &self.changed
     }
 
+    /// Requests that wait now.
+    pub fn queue_depth(&self) -> usize {
+        self.lock().dispatch.queue_depth()
+    }
+
+    /// Notified (`notify_waiters`) when a request waits where none did. As with `changed`: first `enable`, then look.
+    pub fn waiting(&self) -> &Notify {
+        &self.waiting
+    }
+
     pub fn view(&self) -> AppView {
         let second = self.second(Instant::now());
         let mut state = self.lock();
@@ -172,7 +185,7 @@ impl App {
         now: Instant,
         deadline: Instant,
     ) -> Result<Permit, Reject> {
-        let (receiver, place) = {
+        let (receiver, place, first) = {
             let mut state = self.lock();
             let State { dispatch, budget, rng } = &mut *state;
             if !comes_back {
@@ -183,8 +196,11 @@ impl App {
             }
             let (sender, receiver) = oneshot::channel();
             let ticket = dispatch.enqueue(sender, tried, comes_back).map_err(|QueueFull(_)| Reject::QueueFull)?;
-            (receiver, Place { app: self, ticket })
+            (receiver, Place { app: self, ticket }, dispatch.queue_depth() == 1)
         };
+        if first {
+            self.waiting.notify_waiters();
+        }
         let mut receiver = receiver;
         match timeout_at(deadline, &mut receiver).await {
             Ok(Ok(permit)) => Ok(permit),

@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 use thiserror::Error;
+use tokio::time::Instant;
 
 /// How much of a request's body is kept for another attempt. Kept parts are shared with the connection's buffer, not
 /// copied, and only until the response head is here.
@@ -49,6 +50,10 @@ pub struct RequestSource {
     length: Option<u64>,
     received: Cell<u64>,
     ended: Cell<bool>,
+    /// When the newest part came.
+    arrived: Cell<Option<Instant>>,
+    /// The next part is wanted, and the client has not sent it.
+    awaited: Cell<bool>,
     /// Why it can never be completed.
     broken: Cell<Option<Reject>>,
     attempt: Cell<u32>,
@@ -79,6 +84,8 @@ impl RequestSource {
             length,
             received: Cell::new(0),
             ended: Cell::new(false),
+            arrived: Cell::new(None),
+            awaited: Cell::new(false),
             broken: Cell::new(None),
             attempt: Cell::new(0),
         })))
@@ -105,6 +112,11 @@ impl RequestSource {
         self.received.get()
     }
 
+    /// When it last was the client's turn to send: now, while a part of the body is awaited.
+    pub fn moved(&self) -> Option<Instant> {
+        if self.awaited.get() { Some(Instant::now()) } else { self.arrived.get() }
+    }
+
     pub fn has_ended(&self) -> bool {
         self.ended.get()
     }
@@ -127,8 +139,12 @@ impl RequestSource {
         loop {
             let data = match Pin::new(&mut *incoming).poll_frame(cx) {
                 Poll::Pending if patience.poll_over(cx).is_ready() => return broken(Reject::BodyTimeout),
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    self.awaited.set(true);
+                    return Poll::Pending;
+                }
                 Poll::Ready(None) => {
+                    self.awaited.set(false);
                     self.ended.set(true);
                     return Poll::Ready(None);
                 }
@@ -136,6 +152,8 @@ impl RequestSource {
                 Poll::Ready(Some(Ok(frame))) => frame.into_data(),
             };
             patience.moved();
+            self.awaited.set(false);
+            self.arrived.set(Some(Instant::now()));
             // trailers are not forwarded
             let Ok(data) = data else { continue };
             let received = self.received.get() + data.len() as u64;

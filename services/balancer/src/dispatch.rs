@@ -298,12 +298,12 @@ impl<W> Dispatch<W> {
     /// Brings a node's seats in line with what is known of the node, and clears those that nobody needs.
     fn review(&mut self, instance: &str) {
         let Some(member) = self.nodes.get(instance) else { return };
-        let stays = member.live && !member.draining;
+        let (live, stays) = (member.live, member.live && !member.draining);
         for index in member.seats.clone() {
             let seat = self.seats[index as usize].as_ref().expect("a member's seat is taken");
             let ready = seat.worker.state == WorkerState::Ready && seat.worker.grant > 0;
             let (was, open) = (seat.open, stays && seat.listed && ready);
-            seat.endpoint.list(seat.listed);
+            seat.endpoint.list(seat.listed, live);
             self.change(index, |seat| seat.open = open);
             self.open = self.open + usize::from(open) - usize::from(was);
             self.vacate_if_done(index);

@@ -10,7 +10,13 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
+
+/// How long the permit of an answer that did not come in time stays out. The worker has not heard of our giving up, so
+/// its slot is busy, and whoever is sent there next would wait for nothing. Bounded, for what has become of the slot is
+/// not known.
+pub(crate) const REST_TIMED_OUT: Duration = Duration::from_secs(5);
 
 pub struct Edge {
     pub(crate) shared: Arc<Shared>,
@@ -48,11 +54,12 @@ impl Edge {
         HeaderValue::from_bytes(&text).expect("hexadecimal digits are a field value")
     }
 
-    /// Gives a permit back later. An endpoint that just failed or refused is idle, so it would be the first choice for
-    /// everything that comes: this makes it look busy for a moment.
+    /// Gives a permit back later, or as soon as its endpoint is gone. An endpoint that just failed or refused is idle,
+    /// so it would be the first choice for everything that comes: this makes it look busy for a moment.
     pub(crate) fn rest(&self, permit: Permit, pause: Duration) {
         self.tasks.spawn_local(async move {
-            tokio::time::sleep(pause).await;
+            // Either will do: it is over or there is nothing left to spare.
+            let _ = timeout(pause, permit.endpoint().gone()).await;
             drop(permit);
         });
     }

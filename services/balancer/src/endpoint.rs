@@ -2,12 +2,20 @@
 
 use http::HeaderValue;
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
+use tokio::sync::Notify;
+
+/// How much longer than a worker's own limit we wait for it: it answers first where it still can, and where it cannot
+/// the client has our answer within a second of the limit.
+const GRACE: Duration = Duration::from_millis(750);
 
 /// One live registration of an app-server.
 #[derive(Debug)]
@@ -18,6 +26,8 @@ pub struct Node {
     pub address: SocketAddr,
     /// What its workers want to see with every request: lower-case hexadecimal, marked sensitive so that nothing prints it.
     pub pass: HeaderValue,
+    /// Its workers' own limit to a response head, and between two parts of a body, where it is known.
+    pub timeout: Option<Duration>,
 }
 
 impl Node {
@@ -30,7 +40,12 @@ impl Node {
         }
         let mut pass = HeaderValue::try_from(text).expect("hexadecimal digits are a field value");
         pass.set_sensitive(true);
-        Self { instance, address, pass }
+        Self { instance, address, pass, timeout: None }
+    }
+
+    /// How long its workers may be silent, and never longer than `most`.
+    pub fn patience(&self, most: Duration) -> Duration {
+        self.timeout.map_or(most, |timeout| most.min(timeout.saturating_add(GRACE)))
     }
 }
 
@@ -40,14 +55,19 @@ pub enum WorkerState {
     Starting,
     Ready,
     Draining,
+    /// Says nothing: it takes nothing new, keeps what it has, and may come back as the same worker.
+    Stalled,
 }
 
 impl WorkerState {
+    pub const ALL: [Self; 4] = [Self::Starting, Self::Ready, Self::Draining, Self::Stalled];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",
             Self::Ready => "ready",
             Self::Draining => "draining",
+            Self::Stalled => "stalled",
         }
     }
 }
@@ -67,6 +87,37 @@ pub struct WorkerView {
     pub busy: u32,
     pub served: u64,
     pub restarts: u32,
+    /// When it was reported.
+    pub age: Duration,
+    /// Resident.
+    pub memory_bytes: u64,
+    /// Thousandths of a core.
+    pub cpu_millicores: u32,
+    /// The position's restarts by cause. Shared, because views of a worker are copied with every report.
+    pub restarts_by_cause: Arc<BTreeMap<String, u32>>,
+}
+
+#[cfg(test)]
+impl WorkerView {
+    /// A fresh worker, ready for as many requests as it is granted.
+    pub(crate) fn ready(position: u32, address: SocketAddr, grant: u32) -> Self {
+        Self {
+            position,
+            generation: 1,
+            address,
+            state: WorkerState::Ready,
+            pid: 1,
+            capacity: grant.max(1),
+            grant,
+            busy: 0,
+            served: 0,
+            restarts: 0,
+            age: Duration::ZERO,
+            memory_bytes: 0,
+            cpu_millicores: 0,
+            restarts_by_cause: Arc::default(),
+        }
+    }
 }
 
 /// Names an endpoint within its app; never used twice, because `number` only grows.
@@ -86,6 +137,10 @@ pub struct Endpoint {
     pub address: SocketAddr,
     pub node: Arc<Node>,
     gone: AtomicBool,
+    /// It is gone because its node is.
+    lost: AtomicBool,
+    /// Notified when it is gone.
+    went: Notify,
     picked: AtomicU64,
 }
 
@@ -98,18 +153,44 @@ impl Endpoint {
             address: worker.address,
             node: Arc::clone(node),
             gone: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
+            went: Notify::new(),
             picked: AtomicU64::new(0),
         }
     }
 
     /// True while nothing can be sent here, so that kept connections may be closed.
     pub fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Relaxed)
+        self.gone.load(Ordering::Acquire)
     }
 
-    /// A worker that vanished with its node's stream may be listed again when the node is back.
-    pub(crate) fn list(&self, listed: bool) {
-        self.gone.store(!listed, Ordering::Relaxed);
+    /// Returns when nothing can be sent here any more.
+    pub async fn gone(&self) {
+        loop {
+            let mut went = pin!(self.went.notified());
+            went.as_mut().enable();
+            if self.is_gone() {
+                return;
+            }
+            went.await;
+        }
+    }
+
+    /// True for a worker that is gone because its node's stream is: whether it died by itself nobody knows.
+    pub fn is_lost(&self) -> bool {
+        self.is_gone() && self.lost.load(Ordering::Relaxed)
+    }
+
+    /// A worker that vanished with its node's stream may be listed again when the node is back. `node_is_live`: the
+    /// node itself says that it has gone.
+    pub(crate) fn list(&self, listed: bool, node_is_live: bool) {
+        if listed {
+            self.gone.store(false, Ordering::Relaxed);
+        } else if !self.is_gone() {
+            self.lost.store(!node_is_live, Ordering::Relaxed);
+            self.gone.store(true, Ordering::Release);
+            self.went.notify_waiters();
+        }
     }
 
     /// Requests that were given to this endpoint.
@@ -129,5 +210,42 @@ impl Endpoint {
             && self.address == worker.address
             && self.node.instance == node.instance
             && self.node.pass == node.pass
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt as _;
+
+    #[test]
+    fn a_workers_own_limit_is_given_less_than_a_second_more_and_never_more_than_ours() {
+        let second = Duration::from_secs(1);
+        let node = |timeout| Node { timeout, ..Node::new("node-1".to_owned(), ([127, 0, 0, 1], 1).into(), b"pass") };
+        assert_eq!(node(None).patience(60 * second), 60 * second);
+        assert_eq!(node(Some(60 * second)).patience(60 * second), 60 * second);
+        assert_eq!(node(Some(Duration::MAX)).patience(60 * second), 60 * second);
+        let patience = node(Some(2 * second)).patience(60 * second);
+        assert!(patience > 2 * second && patience < 3 * second, "{patience:?}");
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_the_end_of_an_endpoint_is_told_even_when_it_is_over() {
+        let node = Arc::new(Node::new("node-1".to_owned(), ([127, 0, 0, 1], 1).into(), b"pass"));
+        let worker = WorkerView::ready(0, ([127, 0, 0, 1], 9000).into(), 1);
+        let endpoint = Endpoint::new(EndpointId { number: 1, seat: 0 }, &node, &worker);
+        let mut gone = Box::pin(endpoint.gone());
+        assert!((&mut gone).now_or_never().is_none());
+        endpoint.list(true, true);
+        assert!((&mut gone).now_or_never().is_none());
+        endpoint.list(false, false);
+        gone.await;
+        endpoint.gone().await;
+        assert!(endpoint.is_lost());
+        endpoint.list(true, true);
+        assert!(endpoint.gone().now_or_never().is_none(), "it is back");
+        endpoint.list(false, true);
+        endpoint.list(false, false);
+        assert!(!endpoint.is_lost(), "it had gone before its node did");
     }
 }

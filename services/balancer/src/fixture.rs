@@ -4,7 +4,7 @@
 use crate::{
     Config, Shared,
     app::App,
-    endpoint::{Node, WorkerState, WorkerView},
+    endpoint::{Node, WorkerView},
     listener::{self, Cores, Sockets},
     route::{HostPattern, Prefix, Route, Table, Target},
     tls::CertificateSet,
@@ -111,21 +111,15 @@ impl Plane {
     pub(crate) fn workers(&self, workers: &[(SocketAddr, u32)]) {
         let views: Vec<WorkerView> = (0..)
             .zip(workers)
-            .map(|(position, (address, grant))| WorkerView {
-                position,
-                generation: 1,
-                address: *address,
-                state: WorkerState::Ready,
-                pid: 1,
-                capacity: *grant,
-                grant: *grant,
-                busy: 0,
-                served: 0,
-                restarts: 0,
-            })
+            .map(|(position, (address, grant))| WorkerView::ready(position, *address, *grant))
             .collect();
-        let node = Arc::new(Node::new("node-1".to_owned(), ([127, 0, 0, 1], 1).into(), &[0xab, 0xcd]));
-        self.app.apply(&node, &views);
+        self.reports(None, &views);
+    }
+
+    /// The whole truth about the app's one node and its workers, whose own limit is `timeout`.
+    pub(crate) fn reports(&self, timeout: Option<Duration>, workers: &[WorkerView]) {
+        let node = Node::new("node-1".to_owned(), ([127, 0, 0, 1], 1).into(), &[0xab, 0xcd]);
+        self.app.apply(&Arc::new(Node { timeout, ..node }), workers);
     }
 
     /// One worker that does what the test says.

@@ -6,8 +6,9 @@
 use crate::{
     app::{App, Permit},
     body::{Body, RequestBody, RequestSource},
-    edge::Edge,
+    edge::{Edge, REST_TIMED_OUT},
     endpoint::EndpointId,
+    fallen::Fallen,
     fields,
     metrics::Outcome,
     record::Record,
@@ -19,7 +20,7 @@ use crate::{
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use std::{rc::Rc, sync::Arc, time::Duration};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 /// How long an endpoint looks busier than it is: after it could not be reached, ...
 const REST_UNREACHED: Duration = Duration::from_millis(500);
@@ -56,6 +57,7 @@ pub async fn forward(
     let deadline = record.start + app.queue_deadline();
     let mut tried: Vec<EndpointId> = Vec::new();
     let (mut attempts, mut refusals) = (0, 0);
+    let mut fallen = Fallen::default();
     let mut failed: Option<Reject> = None;
     loop {
         let asked = Instant::now();
@@ -86,6 +88,9 @@ pub async fn forward(
         };
         debug_assert_ne!(outcome, Outcome::Answered);
         let id = permit.endpoint().id;
+        if failure == Failure::Reset {
+            fallen.add(permit.endpoint());
+        }
         match rest {
             Some(pause) => edge.rest(permit, pause),
             None => drop(permit),
@@ -95,18 +100,26 @@ pub async fn forward(
         } else {
             attempts += 1;
         }
-        let verdict = Attempted {
+        let mut attempted = Attempted {
             failure,
             attempts,
             refusals,
             idempotent: is_idempotent(&head.method),
             replayable: body.as_ref().is_none_or(|body| body.is_replayable()),
+            resets: fallen.resets(),
+            deaths: None,
+        };
+        if attempted.verdict() == Verdict::CountDeaths {
+            attempted.deaths = Some(fallen.deaths().await);
         }
-        .verdict();
-        let again = match verdict {
+        let again = match attempted.verdict() {
             Verdict::Free => true,
             Verdict::Budgeted => app.withdraw_retry(Instant::now()),
-            Verdict::GiveUp => false,
+            Verdict::Poisoned => {
+                fallen.accuse(record);
+                return Err(Reject::Poisoned);
+            }
+            Verdict::CountDeaths | Verdict::GiveUp => false,
         };
         if !again {
             return Err(reject);
@@ -151,13 +164,16 @@ async fn attempt(
     request.headers_mut().insert(fields::SERVERY_PASS, endpoint.node.pass.clone());
 
     let mut answer = std::pin::pin!(connection.sender.try_send_request(request));
+    let limit = endpoint.node.patience(edge.shared.config.response_timeout);
+    let mut due = Instant::now() + limit;
     let answer = loop {
-        let received = body.map_or(0, |body| body.received());
-        match timeout(edge.shared.config.response_timeout, &mut answer).await {
-            Ok(answer) => break answer,
-            // the worker cannot answer what is still on its way; a body that stops has a limit of its own
-            Err(_) if body.is_some_and(|body| body.received() > received) => {}
-            Err(_) => return Err(Failed::timed_out()),
+        if let Ok(answer) = timeout_at(due, &mut answer).await {
+            break answer;
+        }
+        // the worker cannot answer what is still on its way; a body that stops has a limit of its own
+        match body.and_then(|body| body.moved()).map(|moved| moved + limit) {
+            Some(later) if later > due => due = later,
+            _ => return Err(Failed::timed_out()),
         }
     };
     let response = answer.map_err(|mut error| {
@@ -209,7 +225,7 @@ impl Failed {
 
     fn timed_out() -> Self {
         let (failure, reject) = (Failure::TimedOut, Reject::ResponseTimeout);
-        Self { failure, reject, outcome: Outcome::Timeout, rest: None }
+        Self { failure, reject, outcome: Outcome::Timeout, rest: Some(REST_TIMED_OUT) }
     }
 
     fn malformed() -> Self {
@@ -226,3 +242,6 @@ impl Failed {
         Self { failure: Failure::Reset, reject: Reject::UpstreamReset, outcome: Outcome::Reset, rest: None }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@ mod control;
 pub mod dispatch;
 pub mod edge;
 pub mod endpoint;
+pub mod fallen;
 pub mod fields;
 #[cfg(test)]
 mod fixture;

@@ -162,7 +162,7 @@ pub fn render(apps: &Apps, out: &mut String) {
     }
     text.family("endpoints", "gauge");
     for view in &views {
-        for state in [WorkerState::Starting, WorkerState::Ready, WorkerState::Draining] {
+        for state in WorkerState::ALL {
             let number = endpoints(view).filter(|(_, endpoint)| endpoint.worker.state == state).count();
             text.sample(format_args!("app=\"{}\",state=\"{}\"", view.name, state.as_str()), count(number as u64));
         }
@@ -245,19 +245,10 @@ mod tests {
         let apps = Apps::new(Limits { queue_length: 1, queue_deadline: Duration::ZERO });
         let app = apps.obtain("demo");
         let node = Arc::new(Node::new("node-1".to_owned(), ([127, 0, 0, 1], 1).into(), b"pass"));
-        let worker = WorkerView {
-            position: 2,
-            generation: 3,
-            address: ([127, 0, 0, 1], 9000).into(),
-            state: WorkerState::Ready,
-            pid: 1,
-            capacity: 8,
-            grant: 5,
-            busy: 0,
-            served: 0,
-            restarts: 0,
-        };
-        app.apply(&node, &[worker]);
+        let worker = WorkerView { generation: 3, ..WorkerView::ready(2, ([127, 0, 0, 1], 9000).into(), 5) };
+        let stalled =
+            WorkerView { state: WorkerState::Stalled, ..WorkerView::ready(4, ([127, 0, 0, 1], 9001).into(), 5) };
+        app.apply(&node, &[worker, stalled]);
         let text = || {
             let mut out = String::new();
             render(&apps, &mut out);
@@ -267,6 +258,7 @@ mod tests {
             "# TYPE servery_balancer_queue_depth gauge",
             "servery_balancer_permits{app=\"demo\",state=\"free\"} 5",
             "servery_balancer_endpoints{app=\"demo\",state=\"ready\"} 1",
+            "servery_balancer_endpoints{app=\"demo\",state=\"stalled\"} 1",
             "servery_balancer_nodes{app=\"demo\",state=\"ready\"} 1",
             "servery_balancer_retry_budget{app=\"demo\"} 100",
             "servery_balancer_endpoint_requests_total{app=\"demo\",node=\"node-1\",worker=\"2\",generation=\"3\"} 0",

@@ -3,11 +3,12 @@
 //! believes of a node only what its certificate says and what harms nobody else.
 //!
 //! In reading order: `session` (one stream), `admission` (may this Hello come in?), `directory` (who is here),
-//! `declared` (whose routes), `refusal`, `connections`.
+//! `declared` (whose routes), `demand` (what it hears of the queue), `refusal`, `connections`.
 
 mod admission;
 mod connections;
 mod declared;
+mod demand;
 mod directory;
 mod refusal;
 mod session;
@@ -32,7 +33,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
-/// The largest message that is within all other bounds is a tenth of this.
+/// No message that is within all other bounds is longer.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 /// What we have to say at any moment is one word and a last one.
 const OUTBOX: usize = 2;

@@ -30,6 +30,8 @@ pub enum Reject {
     ConnectTimeout,
     /// The worker closed the connection before its response head.
     UpstreamReset,
+    /// Two workers died of the request.
+    Poisoned,
     /// What the worker sent is not HTTP.
     BadResponse,
     ResponseTimeout,
@@ -43,7 +45,7 @@ pub enum Reject {
 
 impl Reject {
     /// In the order of declaration, so that `ALL[reject as usize] == reject`.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::BadHost,
         Self::BadTarget,
         Self::BadBody,
@@ -58,6 +60,7 @@ impl Reject {
         Self::ConnectRefused,
         Self::ConnectTimeout,
         Self::UpstreamReset,
+        Self::Poisoned,
         Self::BadResponse,
         Self::ResponseTimeout,
         Self::ClientGone,
@@ -82,6 +85,7 @@ impl Reject {
             Self::ConnectRefused => "connect_refused",
             Self::ConnectTimeout => "connect_timeout",
             Self::UpstreamReset => "upstream_reset",
+            Self::Poisoned => "poison",
             Self::BadResponse => "bad_response",
             Self::ResponseTimeout => "response_timeout",
             Self::ClientGone => "client_gone",
@@ -100,7 +104,9 @@ impl Reject {
             Self::QueueFull | Self::QueueDeadline | Self::NoEndpoint | Self::Refused | Self::Drained => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::ConnectRefused | Self::UpstreamReset | Self::BadResponse | Self::CutOff => StatusCode::BAD_GATEWAY,
+            Self::ConnectRefused | Self::UpstreamReset | Self::Poisoned | Self::BadResponse | Self::CutOff => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::ConnectTimeout | Self::ResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
             // nginx's number for it; never sent, and outside of what RFC 9110 names
             Self::ClientGone => StatusCode::from_u16(499).expect("499 is a status number"),
@@ -122,7 +128,7 @@ impl Reject {
             Self::QueueDeadline | Self::NoEndpoint | Self::Refused | Self::Drained => "destination_unavailable",
             Self::ConnectRefused => "connection_refused",
             Self::ConnectTimeout => "connection_timeout",
-            Self::UpstreamReset => "connection_terminated",
+            Self::UpstreamReset | Self::Poisoned => "connection_terminated",
             Self::BadResponse => "http_protocol_error",
             Self::ResponseTimeout => "http_response_timeout",
             Self::CutOff => "http_response_incomplete",
@@ -144,6 +150,7 @@ impl Reject {
             Self::NoEndpoint => "The application is not running at the moment.",
             Self::Refused => "The application could not take the request at the moment.",
             Self::ConnectRefused | Self::UpstreamReset | Self::CutOff => "The application did not answer.",
+            Self::Poisoned => "The application failed on this request.",
             Self::BadResponse => "The application's answer could not be understood.",
             Self::ConnectTimeout | Self::ResponseTimeout => "The application did not answer in time.",
             Self::ClientGone => "The client left.",
@@ -165,6 +172,7 @@ impl Reject {
             | Self::ConnectRefused
             | Self::ConnectTimeout
             | Self::UpstreamReset
+            | Self::Poisoned
             | Self::BadResponse
             | Self::ResponseTimeout
             | Self::ClientGone

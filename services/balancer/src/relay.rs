@@ -5,7 +5,7 @@
 use crate::{
     app::Permit,
     body::{BodyError, RequestSource},
-    edge::Edge,
+    edge::{Edge, REST_TIMED_OUT},
     patience::Patience,
     upstream::Connection,
 };
@@ -48,7 +48,8 @@ impl Relay {
         request: Option<Rc<RequestSource>>,
         incoming: Incoming,
     ) -> Self {
-        let patience = Patience::new(edge.shared.config.response_timeout);
+        let limit = permit.endpoint().node.patience(edge.shared.config.response_timeout);
+        let patience = Patience::new(limit);
         let held = Held { edge: Rc::clone(edge), connection, permit, request };
         let mut relay = Self { incoming, patience, held: Some(held) };
         relay.finish_if_ended();
@@ -71,7 +72,9 @@ impl Relay {
             let data = match Pin::new(&mut self.incoming).poll_frame(cx) {
                 Poll::Pending => {
                     return self.patience.poll_over(cx).map(|()| {
-                        self.held = None;
+                        if let Some(Held { edge, permit, .. }) = self.held.take() {
+                            edge.rest(permit, REST_TIMED_OUT);
+                        }
                         Some(Err(BodyError::Stalled))
                     });
                 }

@@ -3,6 +3,8 @@
 //! Why a budget and not just a number of tries: when everything fails, three tries per request are three times the
 //! load on what is already down. So retries are a share of the requests of the last 10 s, with a floor for quiet
 //! times. A worker's refusal costs nothing: it did no work, and refusals are how drains and races end well.
+//!
+//! A request that has killed two workers would kill the next one too, so it is not sent there.
 
 use http::Method;
 
@@ -10,6 +12,8 @@ use http::Method;
 const ATTEMPTS: u32 = 3;
 /// Refusals that one request follows up.
 const REFUSALS: u32 = 8;
+/// Workers that died of one request before it counts as the reason.
+const DEATHS: u32 = 2;
 
 /// How an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +26,7 @@ pub enum Failure {
     Stale,
     /// The connection ended after something may have been sent and before a response.
     Reset,
-    /// No response head in time.
+    /// No response head in time. A request that has used its time has none left for another worker.
     TimedOut,
     /// What came back was no HTTP. Trying elsewhere would only hide it.
     Malformed,
@@ -41,6 +45,10 @@ pub struct Attempted {
     pub idempotent: bool,
     /// Everything of the request body that was consumed is still here.
     pub replayable: bool,
+    /// Different workers that reset this request.
+    pub resets: u32,
+    /// How many of those have died; `None` while nobody has looked, which takes a moment.
+    pub deaths: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +57,10 @@ pub enum Verdict {
     Free,
     /// Try again if the budget allows it.
     Budgeted,
+    /// Find out how many have died, then ask again.
+    CountDeaths,
+    /// Give up, and say that it is the request.
+    Poisoned,
     GiveUp,
 }
 
@@ -62,7 +74,12 @@ impl Attempted {
             // Bounded by the number of kept connections: each was taken out of the pool.
             Failure::Stale => Verdict::Free,
             Failure::NotConnected if self.attempts < ATTEMPTS => Verdict::Budgeted,
-            Failure::Reset | Failure::TimedOut if self.idempotent && self.attempts < ATTEMPTS => Verdict::Budgeted,
+            Failure::Reset if self.idempotent && self.attempts < ATTEMPTS => match self.deaths {
+                _ if self.resets < DEATHS => Verdict::Budgeted,
+                None => Verdict::CountDeaths,
+                Some(deaths) if deaths < DEATHS => Verdict::Budgeted,
+                Some(_) => Verdict::Poisoned,
+            },
             Failure::Refused
             | Failure::NotConnected
             | Failure::Reset
@@ -137,7 +154,15 @@ mod tests {
     use super::*;
 
     fn attempted(failure: Failure) -> Attempted {
-        Attempted { failure, attempts: 1, refusals: 0, idempotent: false, replayable: true }
+        Attempted {
+            failure,
+            attempts: 1,
+            refusals: 0,
+            idempotent: false,
+            replayable: true,
+            resets: u32::from(failure == Failure::Reset),
+            deaths: None,
+        }
     }
 
     #[test]
@@ -149,10 +174,34 @@ mod tests {
 
     #[test]
     fn what_may_have_been_processed_is_tried_again_only_when_idempotent() {
-        for failure in [Failure::Reset, Failure::TimedOut] {
-            assert_eq!(attempted(failure).verdict(), Verdict::GiveUp);
-            assert_eq!(Attempted { idempotent: true, ..attempted(failure) }.verdict(), Verdict::Budgeted);
+        assert_eq!(attempted(Failure::Reset).verdict(), Verdict::GiveUp);
+        assert_eq!(Attempted { idempotent: true, ..attempted(Failure::Reset) }.verdict(), Verdict::Budgeted);
+    }
+
+    #[test]
+    fn a_second_reset_is_tried_again_unless_both_workers_died() {
+        let second = Attempted { attempts: 2, resets: 2, idempotent: true, ..attempted(Failure::Reset) };
+        assert_eq!(second.verdict(), Verdict::CountDeaths);
+        for (deaths, verdict) in [(0, Verdict::Budgeted), (1, Verdict::Budgeted), (2, Verdict::Poisoned)] {
+            assert_eq!(Attempted { deaths: Some(deaths), ..second }.verdict(), verdict);
         }
+        let same_worker = Attempted { resets: 1, ..second };
+        assert_eq!(same_worker.verdict(), Verdict::Budgeted, "one worker dies once");
+    }
+
+    #[test]
+    fn where_it_changes_nothing_nobody_asks_who_died() {
+        let second = Attempted { attempts: 2, resets: 2, ..attempted(Failure::Reset) };
+        assert_eq!(second.verdict(), Verdict::GiveUp, "not idempotent");
+        let second = Attempted { idempotent: true, ..second };
+        assert_eq!(Attempted { attempts: ATTEMPTS, ..second }.verdict(), Verdict::GiveUp);
+        assert_eq!(Attempted { replayable: false, ..second }.verdict(), Verdict::GiveUp);
+        assert_eq!(Attempted { failure: Failure::NotConnected, ..second }.verdict(), Verdict::Budgeted);
+    }
+
+    #[test]
+    fn what_has_used_its_time_is_not_tried_again() {
+        assert_eq!(Attempted { idempotent: true, ..attempted(Failure::TimedOut) }.verdict(), Verdict::GiveUp);
     }
 
     #[test]

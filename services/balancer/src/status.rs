@@ -88,6 +88,10 @@ fn app_of<'a>(app: &AppView, routes: impl Iterator<Item = &'a Route>) -> Value {
                 "on_deck": 0,
                 "served": worker.served,
                 "restarts": worker.restarts,
+                "restarts_by_cause": *worker.restarts_by_cause,
+                "age_s": worker.age.as_secs_f64(),
+                "memory_bytes": worker.memory_bytes,
+                "cpu": f64::from(worker.cpu_millicores) / 1000.0,
             })
         });
         json!({
@@ -130,7 +134,10 @@ mod tests {
         tls::CertificateSet,
     };
     use chassis::config::{Layers, Reader};
-    use std::{sync::Arc, time::SystemTime};
+    use std::{
+        sync::Arc,
+        time::{Duration, SystemTime},
+    };
 
     #[test]
     fn the_page_shows_who_serves_what_and_no_secret() {
@@ -158,6 +165,10 @@ mod tests {
             busy: 2,
             served: 99,
             restarts: 1,
+            age: Duration::from_millis(61_500),
+            memory_bytes: 1 << 40,
+            cpu_millicores: 250,
+            restarts_by_cause: Arc::new([("crash".to_owned(), 1)].into()),
         };
         app.apply(&node, &[worker]);
         let since = SystemTime::UNIX_EPOCH;
@@ -175,6 +186,7 @@ mod tests {
         let worker = json!({
             "position": 3, "generation": 7, "address": "10.0.0.7:9000", "pid": 42, "state": "ready", "slots": 8,
             "grant": 4, "held": 0, "busy": 2, "on_deck": 0, "served": 99, "restarts": 1,
+            "restarts_by_cause": { "crash": 1 }, "age_s": 61.5, "memory_bytes": 1_u64 << 40, "cpu": 0.25,
         });
         assert_eq!(node["workers"], json!([worker]));
         let streams = json!([

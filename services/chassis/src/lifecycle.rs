@@ -1,12 +1,16 @@
-//! The phases of a process's life, and the signals that end it. In: signals, and the role's own progress. Out: one
-//! phase that everybody can await; it only moves forward. It never ends the process itself: the role's `run` returns
-//! when it has drained.
+//! The phases of a process's life, and the signals that end it or ask something of it. In: signals, and the role's own
+//! progress. Out: one phase that everybody can await, and only moves forward; commands, one after the other. It never
+//! ends the process itself: the role's `run` returns when it has drained.
 
+use rustix::process::Signal as Unix;
 use std::{io, sync::Arc};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
+    sync::{mpsc, watch},
 };
+
+/// Commands that nobody has taken yet. More are dropped: whoever sends so many has lost count.
+const COMMANDS: usize = 256;
 
 /// Ordered as a process lives through them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,10 +66,37 @@ impl Default for Lifecycle {
     }
 }
 
-/// The signals that end a process, caught from the moment this exists: install it before readiness is announced, or
-/// a supervisor's prompt SIGTERM kills where it should drain.
+/// What SIGINT and SIGQUIT ask for. SIGTERM always asks for a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interrupt {
+    /// The same: finish what is in flight.
+    Drains,
+    /// An end at once, as Gunicorn's users expect it.
+    Stops,
+}
+
+/// What a signal asks of a process that goes on living.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// SIGHUP: replace all workers.
+    Reload,
+    /// SIGTTIN: one worker more.
+    More,
+    /// SIGTTOU: one worker fewer.
+    Fewer,
+    /// SIGUSR1: the log files have been moved, open them anew.
+    Reopen,
+}
+
+/// In the order in which the signals came; ends with the process. Signals of one kind that come faster than the process
+/// is scheduled count as one, as Unix has it.
+pub type Commands = mpsc::Receiver<Command>;
+
+/// The signals that a process knows, caught from the moment this exists: install it before readiness is announced, or
+/// a supervisor's prompt SIGTERM kills where it should drain, and a SIGHUP kills where it should be answered.
 #[derive(Debug)]
 pub struct Signals {
+    interrupts: Interrupt,
     /// From Kubernetes, Docker, systemd, `servery up`.
     terminate: Signal,
     /// From a terminal's Ctrl-C.
@@ -75,27 +106,92 @@ pub struct Signals {
 }
 
 /// Must be called inside a tokio runtime.
-pub fn install_signals() -> io::Result<Signals> {
-    Ok(Signals {
+pub fn install_signals(interrupts: Interrupt) -> io::Result<(Signals, Commands)> {
+    let mut caught = Caught {
+        reload: signal(SignalKind::hangup())?,
+        more: signal(SignalKind::from_raw(Unix::TTIN.as_raw()))?,
+        fewer: signal(SignalKind::from_raw(Unix::TTOU.as_raw()))?,
+        reopen: signal(SignalKind::user_defined1())?,
+        upgrade: signal(SignalKind::user_defined2())?,
+    };
+    let signals = Signals {
+        interrupts,
         terminate: signal(SignalKind::terminate())?,
         interrupt: signal(SignalKind::interrupt())?,
         quit: signal(SignalKind::quit())?,
-    })
+    };
+    let (sender, commands) = mpsc::channel(COMMANDS);
+    // A task of its own, so that who obeys may take its time without the next signal being merged into this one.
+    tokio::spawn(async move {
+        loop {
+            let command = caught.next().await;
+            if let Err(mpsc::error::TrySendError::Closed(_)) = sender.try_send(command) {
+                return;
+            }
+        }
+    });
+    Ok((signals, commands))
+}
+
+/// The signals behind [`Command`].
+struct Caught {
+    reload: Signal,
+    more: Signal,
+    fewer: Signal,
+    reopen: Signal,
+    /// Gunicorn's change of the binary. Uncaught it would kill.
+    upgrade: Signal,
+}
+
+impl Caught {
+    async fn next(&mut self) -> Command {
+        loop {
+            // `None` never comes: the streams end with the runtime
+            return tokio::select! {
+                _ = self.reload.recv() => Command::Reload,
+                _ = self.more.recv() => Command::More,
+                _ = self.fewer.recv() => Command::Fewer,
+                _ = self.reopen.recv() => Command::Reopen,
+                _ = self.upgrade.recv() => {
+                    tracing::warn!("SIGUSR2 does nothing: there is no change of the binary in place");
+                    continue;
+                }
+            };
+        }
+    }
+}
+
+/// For roles that have nothing to obey with: the signals are caught, and said to do nothing. Runs forever.
+pub async fn ignore(mut commands: Commands) {
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Reload => tracing::info!("SIGHUP: there is nothing to reload yet"),
+            Command::Reopen => tracing::info!("SIGUSR1: this process writes no log files"),
+            Command::More | Command::Fewer => tracing::info!("SIGTTIN and SIGTTOU: this process has no workers"),
+        }
+    }
 }
 
 impl Signals {
-    /// The first signal begins the drain, a second SIGTERM or SIGINT ends it. Runs until then.
+    /// The first signal begins the drain or, if it may, ends it at once; a second one does. Runs until then.
     pub async fn follow(mut self, lifecycle: Lifecycle) {
-        let name = tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.quit.recv() => "SIGQUIT",
+        let (name, stops) = tokio::select! {
+            _ = self.terminate.recv() => ("SIGTERM", false),
+            _ = self.interrupt.recv() => ("SIGINT", true),
+            _ = self.quit.recv() => ("SIGQUIT", true),
         };
+        if stops && self.interrupts == Interrupt::Stops {
+            tracing::info!(signal = name, "stopping at once");
+            lifecycle.advance(Phase::Stopping);
+            return;
+        }
         tracing::info!(signal = name, "draining");
         lifecycle.advance(Phase::Draining);
         let name = tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+            // an image's stop signal may come twice without impatience; who means it here says so at once
+            _ = self.quit.recv(), if self.interrupts == Interrupt::Stops => "SIGQUIT",
         };
         tracing::warn!(signal = name, "stopping at once");
         lifecycle.advance(Phase::Stopping);
@@ -106,6 +202,7 @@ impl Signals {
 mod tests {
     use super::*;
     use futures_util::FutureExt as _;
+    use rustix::process::{getpid, kill_process};
 
     #[tokio::test]
     async fn phases_only_move_forward() {
@@ -123,5 +220,50 @@ mod tests {
         let waiting = lifecycle.clone();
         let (_, ()) = tokio::join!(waiting.reached(Phase::Serving), async { lifecycle.advance(Phase::Stopping) });
         assert!(lifecycle.reached(Phase::Draining).now_or_never().is_some());
+    }
+
+    /// The signals go to the whole test process, so everything about them is one test: streams of another would see them.
+    #[tokio::test]
+    async fn signals_become_phases_and_commands() {
+        let send = |signal| kill_process(getpid(), signal).unwrap();
+
+        let (signals, mut commands) = install_signals(Interrupt::Drains).unwrap();
+        let lifecycle = Lifecycle::new();
+        let following = tokio::spawn(signals.follow(lifecycle.clone()));
+        for (signal, wanted) in [
+            (Unix::HUP, Command::Reload),
+            (Unix::TTIN, Command::More),
+            (Unix::TTOU, Command::Fewer),
+            (Unix::USR1, Command::Reopen),
+            (Unix::TTIN, Command::More),
+        ] {
+            send(signal);
+            assert_eq!(commands.recv().await, Some(wanted));
+        }
+        assert_eq!(lifecycle.phase(), Phase::Starting);
+        // survived, and nobody's command
+        send(Unix::USR2);
+        send(Unix::INT);
+        lifecycle.reached(Phase::Draining).await;
+        assert_eq!(lifecycle.phase(), Phase::Draining);
+        send(Unix::TERM);
+        following.await.unwrap();
+        assert_eq!((lifecycle.phase(), commands.try_recv().ok()), (Phase::Stopping, None));
+
+        for signal in [Unix::INT, Unix::QUIT] {
+            let (signals, _commands) = install_signals(Interrupt::Stops).unwrap();
+            let lifecycle = Lifecycle::new();
+            let mut following = tokio::spawn(signals.follow(lifecycle.clone()));
+            assert!((&mut following).now_or_never().is_none());
+            send(signal);
+            following.await.unwrap();
+            assert_eq!(lifecycle.phase(), Phase::Stopping);
+        }
+        let (signals, _commands) = install_signals(Interrupt::Stops).unwrap();
+        let lifecycle = Lifecycle::new();
+        let _following = tokio::spawn(signals.follow(lifecycle.clone()));
+        send(Unix::TERM);
+        lifecycle.reached(Phase::Draining).await;
+        assert_eq!(lifecycle.phase(), Phase::Draining);
     }
 }

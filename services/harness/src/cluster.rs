@@ -37,7 +37,7 @@ enum Join {
     Service { ttl_s: u32 },
 }
 
-static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+pub(crate) static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 /// What a cluster is to be.
 #[derive(Clone, Debug)]
@@ -275,15 +275,7 @@ impl Cluster {
 
     /// Waits until `balancer` has `nodes` nodes with all their workers ready.
     pub async fn complete(&self, balancer: &Member, nodes: usize, within: Duration) {
-        let what = format!("{} to have {nodes} nodes with {} workers each", balancer.name, self.plan.workers);
-        eventually(&what, within, async || {
-            let status = balancer.status().await?;
-            let ready: Vec<usize> = nodes_of(&status).iter().map(ready_workers_of).collect();
-            let wanted = vec![usize::from(self.plan.workers); nodes];
-            anyhow::ensure!(ready == wanted, "it has {ready:?} ready workers: {status}");
-            Ok(())
-        })
-        .await;
+        ready_workers(balancer, &vec![usize::from(self.plan.workers); nodes], within).await;
     }
 
     fn config_of(&self, member: &Member) -> String {
@@ -335,6 +327,17 @@ pub fn nodes_of(status: &Value) -> Vec<Value> {
 fn ready_workers_of(node: &Value) -> usize {
     let workers = node["workers"].as_array().map(Vec::as_slice).unwrap_or_default();
     workers.iter().filter(|worker| worker["state"] == "ready").count()
+}
+
+/// Waits until `balancer` has as many nodes as `wanted` has entries, each with so many ready workers.
+pub async fn ready_workers(balancer: &Member, wanted: &[usize], within: Duration) {
+    eventually(&format!("{} to have {wanted:?} ready workers", balancer.name), within, async || {
+        let status = balancer.status().await?;
+        let ready: Vec<usize> = nodes_of(&status).iter().map(ready_workers_of).collect();
+        anyhow::ensure!(ready == wanted, "it has {ready:?}: {status}");
+        Ok(())
+    })
+    .await;
 }
 
 /// The name (with its suffix) of the node whose configured name is `name`, in a balancer's `/status`.

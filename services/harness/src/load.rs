@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 
-use crate::client::{Answer, Client};
+use crate::client::{Answer, Client, Protocol};
 use crate::eventually::{ensure, eventually};
+use crate::member::Member;
 
 const MAX_IN_FLIGHT: usize = 1000;
 
@@ -37,6 +38,22 @@ pub struct Tally {
 impl Tally {
     pub fn failures(&self) -> u64 {
         self.failed.values().sum()
+    }
+
+    /// What has happened after `earlier`, which the same load said.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let less = |now: &BTreeMap<String, u64>, then: &BTreeMap<String, u64>| {
+            let grown = |(key, count): (&String, &u64)| (key.clone(), count - then.get(key).copied().unwrap_or(0));
+            now.iter().map(grown).filter(|(_, count)| *count > 0).collect()
+        };
+        Self {
+            ok: self.ok - earlier.ok,
+            failed: less(&self.failed, &earlier.failed),
+            first_failures: self.first_failures[earlier.first_failures.len()..].to_vec(),
+            by_node: less(&self.by_node, &earlier.by_node),
+            latencies: self.latencies[earlier.latencies.len()..].to_vec(),
+        }
     }
 
     /// The latency that `percent` of the answered requests stayed under.
@@ -85,6 +102,14 @@ impl Load {
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let task = tokio::spawn(run(clients, path.to_owned(), per_second, stopped, Arc::clone(&tally)));
         Self { tally, stop: Some(stop), task }
+    }
+
+    /// The same over HTTP/1.1 and HTTP/2 to each of the balancers, well under way.
+    pub async fn across(balancers: &[Member], path: &str, per_second: u32) -> Self {
+        let clients = balancers.iter().flat_map(|balancer| Protocol::BOTH.map(|protocol| balancer.client(protocol)));
+        let load = Self::start(clients.collect(), path, per_second);
+        load.answered(u64::from(per_second.div_ceil(2))).await;
+        load
     }
 
     pub fn so_far(&self) -> Tally {
@@ -189,7 +214,7 @@ mod tests {
     use hyper_util::server::conn::auto;
 
     use super::*;
-    use crate::client::{Protocol, full};
+    use crate::client::full;
 
     /// Answers every tenth request with 503, the others with the name of a node.
     async fn server() -> std::net::SocketAddr {
@@ -229,6 +254,9 @@ mod tests {
         assert!(tally.failed.keys().all(|reason| reason.starts_with("503")), "{tally:?}");
         assert_eq!(tally.by_node["one"], tally.ok);
         assert!(tally.latency(50) > Duration::ZERO && tally.latency(50) <= tally.latency(100));
+        let nothing = tally.since(&tally);
+        assert_eq!((nothing.ok, nothing.failures(), nothing.latencies.len()), (0, 0, 0));
+        assert_eq!(tally.since(&Tally::default()).by_node, tally.by_node);
     }
 
     #[tokio::test]

@@ -2,8 +2,9 @@
 //! killed, frozen and asked. Started again it has the same configuration, address and data.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,6 +60,16 @@ pub(crate) enum Port {
     Dns,
 }
 
+/// What else than its configuration a process is started with.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Launch {
+    /// A program and its words, to which the command line is appended.
+    pub(crate) wrapper: Vec<String>,
+    pub(crate) variables: Vec<(String, String)>,
+    /// Descriptor 0.
+    pub(crate) stdin: Option<Arc<OwnedFd>>,
+}
+
 /// A process of a cluster, running or not.
 #[derive(Debug)]
 pub struct Member {
@@ -68,6 +79,7 @@ pub struct Member {
     directory: PathBuf,
     site: Arc<Site>,
     host: u8,
+    pub(crate) launch: Launch,
     process: Option<Process>,
     /// Those before it; kept because their output belongs to the story of a failed test.
     past: Vec<Process>,
@@ -85,6 +97,7 @@ impl Member {
             directory,
             site: Arc::clone(site),
             host,
+            launch: Launch::default(),
             process: None,
             past: Vec::new(),
         }
@@ -146,11 +159,28 @@ impl Member {
     /// Starts it; does not wait until it serves.
     pub fn start(&mut self) {
         assert!(self.process.is_none(), "{} runs already", self.name);
-        let mut command = Command::new(&self.program);
+        let mut command = match self.launch.wrapper.split_first() {
+            None => Command::new(&self.program),
+            Some((wrapper, words)) => {
+                let mut command = Command::new(wrapper);
+                command.args(words).arg(&self.program);
+                command
+            }
+        };
         command.args([self.role.command(), "--config"]).arg(self.config_file()).current_dir(&self.directory);
         forget_servery(&mut command);
         command.env("RUST_BACKTRACE", "1").env("SERVERY_LOG", "info,servery=debug,balancer=debug,app_server=debug");
-        self.process = Some(Process::spawn(self.name.clone(), command).expect("spawn the binary under test"));
+        command.envs(self.launch.variables.iter().cloned());
+        let stdin = self.launch.stdin.as_ref().map_or_else(Stdio::null, |descriptor| {
+            descriptor.try_clone().expect("descriptors are not that rare").into()
+        });
+        let process = Process::spawn_holding(self.name.clone(), command, stdin);
+        self.process = Some(process.expect("spawn the binary under test"));
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process().signal(signal);
     }
 
     /// The running process.
@@ -168,6 +198,13 @@ impl Member {
     pub async fn kill(&mut self) {
         self.process().kill().await;
         self.past.extend(self.process.take());
+    }
+
+    /// Waits for its end, however it came about, and tells it.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let status = self.process().exited(PATIENCE).await;
+        self.past.extend(self.process.take());
+        status
     }
 
     /// Stops it, starts it again, and waits until it is ready.

@@ -41,9 +41,14 @@ pub struct Process {
 
 impl Process {
     /// Starts `command` with both its streams kept, in a process group of its own; `name` is for people.
-    pub fn spawn(name: impl Into<String>, mut command: Command) -> io::Result<Self> {
+    pub fn spawn(name: impl Into<String>, command: Command) -> io::Result<Self> {
+        Self::spawn_holding(name, command, Stdio::null())
+    }
+
+    /// As [`Process::spawn`], with this as descriptor 0: the one that a process can be given without anybody's help.
+    pub fn spawn_holding(name: impl Into<String>, mut command: Command, stdin: impl Into<Stdio>) -> io::Result<Self> {
         command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)

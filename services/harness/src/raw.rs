@@ -1,20 +1,26 @@
 //! A client that sends whatever bytes it is told to: comes in text, goes out what the peer answered. Checks nothing, mends
 //! nothing: it exists for what a well-behaved client would never send.
 
+use std::fmt::Debug;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixStream};
 
 /// Limit on every single step.
 const LIMIT: Duration = Duration::from_secs(15);
 
-/// A TCP connection.
+trait Stream: AsyncRead + AsyncWrite + Debug + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Debug + Send + Unpin> Stream for S {}
+
+/// A connection over TCP or a Unix socket.
 #[derive(Debug)]
 pub struct Raw {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     received: Vec<u8>,
 }
 
@@ -22,7 +28,12 @@ impl Raw {
     pub async fn dial(address: SocketAddr) -> anyhow::Result<Self> {
         let stream = limited(async { Ok(TcpStream::connect(address).await?) }).await?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, received: Vec::new() })
+        Ok(Self { stream: Box::new(stream), received: Vec::new() })
+    }
+
+    pub async fn dial_unix(path: &Path) -> anyhow::Result<Self> {
+        let stream = limited(async { Ok(UnixStream::connect(path).await?) }).await?;
+        Ok(Self { stream: Box::new(stream), received: Vec::new() })
     }
 
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) -> anyhow::Result<()> {

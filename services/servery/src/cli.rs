@@ -79,16 +79,49 @@ const APP_SERVER: &[Key] = &[
     Key("name", "NAME", "Name of this node [host name]"),
     Key("app", "NAME", "Name of the application it serves [demo]"),
     Key("join", "NAME:PORT,...", "Balancers to register with; every address of a name"),
-    Key("workers", "N", "Worker processes [number of cores]"),
+    Key(
+        "bind",
+        "ADDR",
+        "Serve clients without a balancer: ADDR:PORT, :PORT or unix:PATH [127.0.0.1:8000, unless --join]",
+    ),
+    Key(
+        "workers",
+        "N",
+        "Worker processes, or `auto`: as many as the cores this process may use (affinity and cgroup quota count) [auto]",
+    ),
+    Key("workers_max", "N", "Up to how many workers while requests wait [--workers: never more]"),
     Key("capacity", "N", "Requests at once in one worker [256]"),
     Key("exec", "PROGRAM", "Your own worker program [the built-in demo application]"),
-    Key("timeout", "TIME", "How long the application may take to begin its response [30s]"),
+    Key("timeout", "TIME", "How long the application may be silent before and within its response [30s]"),
     Key("graceful_timeout", "TIME", "How long to finish what is in flight at the end [30s]"),
     Key("start_timeout", "TIME", "How long a worker may take to be ready [30s]"),
     Key("heartbeat", "TIME", "How long a worker or this node is silent at most [1s]"),
-    Key("worker_bind", "ADDR", "First address for the workers; each takes the next free port [:9000]"),
+    Key("max_requests", "N", "Replace a worker after so many requests; 0: never [0]"),
+    Key("max_requests_jitter", "N", "Up to so many more, drawn for each worker [a tenth of --max-requests]"),
+    Key("max_lifetime", "TIME", "Replace a worker after so much time and up to a tenth more [never]"),
+    Key("max_rss", "SIZE", "Replace a worker that holds so much memory [never]"),
+    Key("max_rss_hard", "SIZE", "Kill a worker that holds so much memory [never]"),
+    Key("replace_at_once", "PERCENT", "Share of the workers that is replaced at the same time, at least one [25%]"),
+    Key("limit_request_line", "BYTES", "Longest request line, else 414 [16384]"),
+    Key("limit_request_fields", "N", "Most header fields, else 431 [256]"),
+    Key("limit_request_field_size", "BYTES", "Longest header field, else 431 [32768]"),
+    Key("max_body", "SIZE", "The largest request body, else 413 [1GiB]"),
+    Key("header_timeout", "TIME", "How long a request's head may take, else 408 [10s]"),
+    Key("body_timeout", "TIME", "How long a request's body may stand still, else 408 [60s]"),
+    Key("keepalive", "TIME", "With --bind: how long a connection may be idle between requests; 0s: one request [2s]"),
+    Key("forwarded_allow_ips", "NET,...", "With --bind: whose forwarding fields are believed [none]"),
+    Key("proxy_protocol", "off|v1|v2|auto", "With --bind: the header that every connection must begin with [off]"),
+    Key("proxy_allow_ips", "NET,...", "With --bind: who may send that header [this machine]"),
+    Key("access_log", "FILE", "With --bind: JSON lines of all requests, `-` for stdout [none]"),
+    Key(
+        "log_file",
+        "FILE",
+        "Where the node's log and what its workers write to stderr go; SIGUSR1 opens it anew [stderr]",
+    ),
+    Key("pid", "FILE", "Holds the process id while the node runs [none]"),
+    Key("worker_bind", "ADDR", "With --join: first address for the workers; each takes the next free port [:9000]"),
     Key("advertise", "HOST", "Where balancers reach the workers [the address they see]"),
-    Key("admin", "ADDR", "Metrics, health and status [:9180]"),
+    Key("admin", "ADDR", "Metrics, health and status [:9180, with --bind 127.0.0.1:9180]"),
 ];
 const CERT_SIDECAR: &[Key] = &[
     Key("listen", "ADDR", "Enrolment and certificates [:7401]"),
@@ -106,9 +139,8 @@ pub(crate) fn command() -> Command {
         .subcommand(crate::up::command())
         .subcommand(role(Role::Balancer, "Terminates TLS, routes, queues, and forwards to a free worker"))
         .subcommand(
-            role(Role::App, "Runs a pool of worker processes and registers them with every balancer")
+            role(Role::App, "Runs a pool of worker processes, behind balancers (--join) or by itself (--bind)")
                 .arg(Arg::new("APP").help("A WSGI application as module:callable (not there yet)"))
-                .arg(Arg::new("bind").long("bind").value_name("ADDR").help("Serve by itself (not there yet)"))
                 .arg(Arg::new("threads").long("threads").value_name("N").help("WSGI threads (not there yet)")),
         )
         .subcommand(role(Role::CertSidecar, "Keeps the certificates: internal CA, enrolment, host names"))
@@ -127,8 +159,18 @@ pub(crate) fn command() -> Command {
         )
         .subcommand(
             Command::new("status")
-                .about("Nodes, workers, queue and certificates of a running cluster, as its balancer sees them")
+                .about("Nodes, workers, queue and certificates, as a balancer sees them or a node by itself (--bind)")
                 .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("The whole of it as JSON"))
+                .arg(
+                    Arg::new("watch")
+                        .long("watch")
+                        .value_name("SECONDS")
+                        .num_args(0..=1)
+                        .default_missing_value("2")
+                        .value_parser(value_parser!(u64).range(1..=3600))
+                        .conflicts_with("json")
+                        .help("Again and again until Ctrl-C, every so many seconds [2]"),
+                )
                 .arg(config())
                 .arg(admin()),
         )
@@ -181,9 +223,6 @@ pub(crate) fn refuse_what_is_not_there(role: Role, given: &ArgMatches) -> Result
              `--exec PROGRAM` (an axum Router: see examples/axum), or none for the demo application."
         ));
     }
-    if given.get_one::<String>("bind").is_some() {
-        return Err("`--bind` is not there yet: register with balancers by `--join NAME:PORT`".to_owned());
-    }
     if given.get_one::<String>("threads").is_some() {
         return Err("`--threads` is for WSGI applications, which are not there yet; see `--capacity`".to_owned());
     }
@@ -222,12 +261,44 @@ mod tests {
     }
 
     #[test]
+    fn every_key_of_an_app_server_is_a_flag() {
+        let line = [
+            "servery",
+            "app",
+            "--bind=:8000",
+            "--workers=2",
+            "--workers-max=4",
+            "--max-requests=100",
+            "--max-requests-jitter=10",
+            "--max-lifetime=1h",
+            "--max-rss=1GiB",
+            "--max-rss-hard=2GiB",
+            "--replace-at-once=25%",
+            "--limit-request-line=4096",
+            "--limit-request-fields=100",
+            "--limit-request-field-size=8192",
+            "--max-body=1MiB",
+            "--header-timeout=5s",
+            "--body-timeout=5s",
+            "--keepalive=5s",
+            "--forwarded-allow-ips=10.0.0.0/8",
+            "--proxy-protocol=v1",
+            "--proxy-allow-ips=10.0.0.1",
+            "--access-log=-",
+            "--log-file=/tmp/log",
+            "--pid=/tmp/pid",
+        ];
+        let given = command().try_get_matches_from(line).unwrap();
+        let flags = flags(Role::App, given.subcommand_matches("app").unwrap());
+        assert_eq!(flags.len(), line.len() - 2);
+        crate::role::Sections::load(None, flags).unwrap();
+    }
+
+    #[test]
     fn what_is_not_there_yet_is_refused_by_name() {
-        for (line, word) in [
-            (&["servery", "app", "shop:app"][..], "WSGI"),
-            (&["servery", "app", "--bind", "127.0.0.1:8000"], "--join"),
-            (&["servery", "app", "--threads", "4"], "--capacity"),
-        ] {
+        for (line, word) in
+            [(&["servery", "app", "shop:app"][..], "WSGI"), (&["servery", "app", "--threads", "4"], "--capacity")]
+        {
             let given = command().try_get_matches_from(line).unwrap();
             let refusal = refuse_what_is_not_there(Role::App, given.subcommand_matches("app").unwrap()).unwrap_err();
             assert!(refusal.contains(word), "{refusal}");

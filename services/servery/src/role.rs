@@ -3,8 +3,8 @@
 use crate::{USAGE, cli};
 use chassis::{
     config::{Layers, Problems, Reader, Shared},
-    lifecycle::{self, Lifecycle},
-    telemetry,
+    lifecycle::{self, Interrupt, Lifecycle},
+    log_file, telemetry,
 };
 use clap::ArgMatches;
 use std::{
@@ -66,12 +66,11 @@ pub(crate) fn run(role: cli::Role, given: &ArgMatches) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    if role == cli::Role::App && sections.app_server.join.is_empty() {
-        eprintln!(
-            "servery app: say which balancers to join, such as `--join balancer:7400`, or run the whole cluster \
-             with `servery up`. Serving by itself (`--bind`) is not there yet."
-        );
-        return ExitCode::from(USAGE);
+    // before anything is logged, and before there is a child that would inherit another stderr
+    let log_file = sections.app_server.log_file.as_deref().filter(|_| role == cli::Role::App);
+    if let Some(Err(error)) = log_file.map(log_file::redirect) {
+        eprintln!("servery {}: {error}", role.command());
+        return ExitCode::FAILURE;
     }
     match live(role, sections) {
         Ok(()) => ExitCode::SUCCESS,
@@ -87,13 +86,20 @@ fn live(role: cli::Role, sections: Sections) -> anyhow::Result<()> {
     let Sections { shared, balancer, app_server, cert_sidecar } = sections;
     cli::runtime()?.block_on(async {
         // Caught before anybody can learn that this process is ready and stop it again.
-        let signals = lifecycle::install_signals()?;
+        let interrupts = if role == cli::Role::App { Interrupt::Stops } else { Interrupt::Drains };
+        let (signals, commands) = lifecycle::install_signals(interrupts)?;
         let lifecycle = Lifecycle::new();
         let ran = async {
             match role {
-                cli::Role::Balancer => balancer::run(balancer, shared, telemetry, lifecycle.clone()).await,
-                cli::Role::App => app_server::run(app_server, shared, telemetry, lifecycle.clone()).await,
-                cli::Role::CertSidecar => cert_sidecar::run(cert_sidecar, shared, telemetry, lifecycle.clone()).await,
+                cli::Role::App => app_server::run(app_server, shared, telemetry, lifecycle.clone(), commands).await,
+                cli::Role::Balancer => {
+                    tokio::spawn(lifecycle::ignore(commands));
+                    balancer::run(balancer, shared, telemetry, lifecycle.clone()).await
+                }
+                cli::Role::CertSidecar => {
+                    tokio::spawn(lifecycle::ignore(commands));
+                    cert_sidecar::run(cert_sidecar, shared, telemetry, lifecycle.clone()).await
+                }
             }
         };
         tokio::pin!(ran);

@@ -29,7 +29,7 @@ pub(crate) fn command() -> Command {
                 .value_parser(value_parser!(u16).range(1..=64))
                 .help("App-server nodes"),
         )
-        .arg(value("workers", "N").help("Worker processes of each node [number of cores]"))
+        .arg(value("workers", "N").help("Worker processes of each node, or `auto` [number of cores]"))
         .arg(value("http", "PORT").help("Plain HTTP: a port of this machine only, or `:80` for every address [8080]"))
         .arg(value("https", "PORT").help("HTTPS, likewise [8443]"))
         .arg(

@@ -73,7 +73,7 @@ directory = "/srv"
 
 [app_server]
 workers = "many"
-bind = ":8000"
+bind = "off"
 
 [cert_sidecar]
 identity_lifetime = -1
@@ -210,8 +210,8 @@ async fn wrong_usage_ends_with_64() {
         (["app", "shop:app"].as_slice(), "shop:app"),
         (&["up", "shop:app"], "shop:app"),
         (&["up", "--domain", "example.org"], "--domain"),
-        (&["app", "--bind", "127.0.0.1:8000"], "--bind"),
-        (&["app"], "--join"),
+        (&["app", "--threads", "4"], "--threads"),
+        (&["app", "--bind", ":8000", "--join", "balancer:7400"], "--bind"),
     ] {
         let ended = run(words, &[]).await;
         assert_eq!(ended.code, USAGE, "{words:?}: {}", ended.said);

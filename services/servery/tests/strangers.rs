@@ -228,11 +228,11 @@ async fn a_node_claims_only_what_its_token_names() {
     let mut greedy = good.clone();
     greedy.report.as_mut().unwrap().workers[0].capacity = u32::MAX;
     greedy.report.as_mut().unwrap().workers[0].grant = u32::MAX;
-    let worker = good.report.as_ref().unwrap().workers[0];
+    let worker = good.report.as_ref().unwrap().workers[0].clone();
     let crowd = |count| {
         let mut crowd = good.clone();
         crowd.report.as_mut().unwrap().workers =
-            (0..count).map(|position| proto::registry::Worker { position, ..worker }).collect();
+            (0..count).map(|position| proto::registry::Worker { position, ..worker.clone() }).collect();
         crowd
     };
     let mut no_pass = good.clone();

@@ -4,6 +4,7 @@
 
 use crate::{
     front::Front,
+    open::Counted,
     slots::Slot,
     stream::{Listener, Stream},
 };
@@ -34,6 +35,7 @@ pub(crate) struct Accepted {
     pub(crate) peer: Option<SocketAddr>,
     /// For its first request.
     pub(crate) slot: Option<Slot>,
+    pub(crate) counted: Counted,
 }
 
 /// The listening socket, and how many connections may still be taken before others get a head start again.
@@ -47,6 +49,9 @@ impl Front {
     /// Accepts until it is dropped, which ends every connection that is left.
     pub(crate) async fn accept(self: Arc<Self>, listener: Listener) {
         let mut connections = JoinSet::new();
+        let waiting = listener.share();
+        // the door counts too until it is shut: a worker that drains has not ended before
+        let door = self.stands_alone().then(|| self.open.enter());
         {
             // kept while connections end, so that no head start begins anew
             let mut next = pin!(Door { listener, admitted: 0 }.next(&self));
@@ -62,6 +67,16 @@ impl Front {
                 }
             }
         }
+        if self.is_last() {
+            // nobody else will: what the kernel has accepted must not be reset
+            for (stream, peer) in waiting.into_iter().flatten().take(MOST_CONNECTIONS) {
+                let counted = self.open.enter();
+                connections.spawn(Arc::clone(&self).serve(Accepted { stream, peer, slot: None, counted }));
+            }
+        } else {
+            drop(waiting);
+        }
+        drop(door);
         while let Some(ended) = connections.join_next().await {
             log_end(ended);
         }
@@ -106,7 +121,7 @@ impl Door {
         };
         let (stream, peer) = accepted?;
         let slot = if front.stands_alone() { front.slots.take() } else { None };
-        Ok(Some(Accepted { stream, peer, slot }))
+        Ok(Some(Accepted { stream, peer, slot, counted: front.open.enter() }))
     }
 }
 

@@ -66,7 +66,7 @@ pub(crate) async fn serve_on(listener: Listener, control: UnixStream, router: Ro
                 Some(Order::Drain(drain)) => {
                     let within = Duration::from_millis(drain.graceful_timeout_ms.into());
                     drain_until = Some(Instant::now() + within);
-                    front.drain();
+                    front.drain(drain.last);
                 }
                 Some(Order::Stop(_)) => {
                     finish(&front, accepting).await;

@@ -30,7 +30,17 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use proto::worker::Configure;
-use std::{convert::Infallible, net::SocketAddr, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    panic::AssertUnwindSafe,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until, timeout},
@@ -68,6 +78,8 @@ pub(crate) struct Front {
     pub(crate) slots: Arc<Slots>,
     pub(crate) open: Arc<Open>,
     draining: watch::Sender<bool>,
+    /// Nobody follows this worker when it drains.
+    last: AtomicBool,
     strangers: Seldom,
 }
 
@@ -92,6 +104,7 @@ impl Front {
             slots: Slots::new(configure.capacity),
             open: Open::new(),
             draining: watch::Sender::new(false),
+            last: AtomicBool::new(false),
             strangers: Seldom::default(),
         }))
     }
@@ -105,9 +118,15 @@ impl Front {
         self.edge.as_ref()?.access.as_ref()
     }
 
-    /// Refuses new requests from now on and lets idle connections go.
-    pub(crate) fn drain(&self) {
+    /// Refuses new requests from now on and lets idle connections go. `last`: what waits at a shared socket is taken
+    /// before it closes.
+    pub(crate) fn drain(&self, last: bool) {
+        self.last.store(last, Ordering::Release);
         self.draining.send_replace(true);
+    }
+
+    pub(crate) fn is_last(&self) -> bool {
+        self.last.load(Ordering::Acquire)
     }
 
     /// Until [`Self::drain`] is called.
@@ -127,8 +146,7 @@ impl Front {
 
     /// One connection to its end.
     pub(crate) async fn serve(self: Arc<Self>, accepted: Accepted) {
-        let Accepted { mut stream, peer, mut slot } = accepted;
-        let counted = self.open.enter();
+        let Accepted { mut stream, peer, mut slot, counted } = accepted;
         let reserved_until = Instant::now() + RESERVATION;
         stream.set_nodelay();
         let Some((peer, read_ahead)) = self.introduce(&mut stream, peer, &mut slot, reserved_until).await else {

@@ -1,7 +1,7 @@
 //! A listening socket and its connections, whichever family they are of: TCP from balancers or clients, Unix sockets
 //! from a proxy on the same machine. Nothing above this file asks which one it is.
 
-use rustix::net::{SocketFlags, acceptfrom_with};
+use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with};
 use std::{
     io,
     net::{SocketAddr, TcpListener},
@@ -17,10 +17,20 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
+/// No program that the application starts inherits a connection, and none blocks the worker.
+const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
+
 /// A listening socket that other processes may accept from too.
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: AsyncFd<OwnedFd>,
+    tcp: bool,
+}
+
+/// The connections that wait at a listening socket now.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    socket: OwnedFd,
     tcp: bool,
 }
 
@@ -42,6 +52,11 @@ impl Listener {
         Ok(Self { socket: AsyncFd::with_interest(OwnedFd::from(socket), Interest::READABLE)?, tcp })
     }
 
+    /// One more descriptor of the same socket.
+    pub(crate) fn share(&self) -> io::Result<Waiting> {
+        Ok(Waiting { socket: self.socket.get_ref().try_clone()?, tcp: self.tcp })
+    }
+
     /// Until there is, or was a moment ago, a connection to accept.
     pub(crate) async fn readable(&self) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
         self.socket.readable().await
@@ -52,17 +67,28 @@ impl Listener {
         &self,
         ready: &mut AsyncFdReadyGuard<'_, OwnedFd>,
     ) -> Option<io::Result<(Stream, Option<SocketAddr>)>> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let accepted = ready.try_io(|socket| Ok(acceptfrom_with(socket.get_ref().as_fd(), flags)?)).ok()?;
-        Some(accepted.and_then(|(socket, peer)| {
-            let stream = if self.tcp {
-                Stream::Tcp(TcpStream::from_std(socket.into())?)
-            } else {
-                Stream::Unix(UnixStream::from_std(socket.into())?)
-            };
-            Ok((stream, peer.and_then(|peer| peer.try_into().ok())))
-        }))
+        let accepted = ready.try_io(|socket| Ok(acceptfrom_with(socket.get_ref().as_fd(), FLAGS)?)).ok()?;
+        Some(accepted.and_then(|accepted| stream(accepted, self.tcp)))
     }
+}
+
+impl Iterator for Waiting {
+    type Item = (Stream, Option<SocketAddr>);
+
+    /// `None`: nobody waits any more.
+    fn next(&mut self) -> Option<Self::Item> {
+        let accepted = acceptfrom_with(&self.socket, FLAGS).ok()?;
+        stream(accepted, self.tcp).ok()
+    }
+}
+
+fn stream((socket, peer): (OwnedFd, Option<SocketAddrAny>), tcp: bool) -> io::Result<(Stream, Option<SocketAddr>)> {
+    let stream = if tcp {
+        Stream::Tcp(TcpStream::from_std(socket.into())?)
+    } else {
+        Stream::Unix(UnixStream::from_std(socket.into())?)
+    };
+    Ok((stream, peer.and_then(|peer| peer.try_into().ok())))
 }
 
 impl Stream {

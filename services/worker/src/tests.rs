@@ -189,6 +189,7 @@ impl Gate {
 }
 
 mod alone;
+mod backlog;
 mod balanced;
 mod control;
 mod draining;

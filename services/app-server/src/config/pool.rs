@@ -3,9 +3,15 @@
 use chassis::config::{ByteSize, Mismatch, Reader, Toml, Value};
 use std::time::Duration;
 
+/// A worker that lived shorter would be replaced for most of its life.
+const LIFETIME_MIN: Duration = Duration::from_secs(1);
+
+/// Less is a typing error: no process fits.
+const RSS_MIN: u64 = 1 << 20;
+
 /// `auto`, or a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WorkerCount {
+pub(super) enum WorkerCount {
     /// As many as the process may use cores.
     Auto,
     Count(u32),
@@ -56,6 +62,27 @@ impl Recycling {
             max_lifetime: reader.optional("app_server.max_lifetime"),
             max_rss: reader.optional("app_server.max_rss").map(rss),
             max_rss_hard: reader.optional("app_server.max_rss_hard").map(rss),
+        }
+    }
+
+    pub(super) fn check(&self, reader: &mut Reader<'_>) {
+        if self.max_requests_jitter > self.max_requests {
+            let message = "the jitter comes on top of max_requests and is at most as much";
+            reader.refuse("app_server.max_requests_jitter", message);
+        }
+        if self.max_lifetime.is_some_and(|lifetime| lifetime < LIFETIME_MIN) {
+            reader.refuse("app_server.max_lifetime", "a worker lives for a second at least");
+        }
+        for (key, limit) in [("app_server.max_rss", self.max_rss), ("app_server.max_rss_hard", self.max_rss_hard)] {
+            if limit.is_some_and(|limit| limit < RSS_MIN) {
+                reader.refuse(key, "a worker needs 1MiB at least");
+            }
+        }
+        if let (Some(soft), Some(hard)) = (self.max_rss, self.max_rss_hard)
+            && soft >= hard
+        {
+            let message = "a worker is replaced at max_rss and killed at max_rss_hard, so that is the larger one";
+            reader.refuse("app_server.max_rss_hard", message);
         }
     }
 }

@@ -1,12 +1,15 @@
 //! A pool of real processes: this test's own program, started again as a worker of the kind that a test wants.
 
-use super::{Plan, Pool, bind_all};
+use super::Pool;
 use crate::{
+    config::{Percent, Recycling},
     demo,
     life::Limits,
-    metrics::Counters,
+    metrics::{Cause, Counters},
     process::Program,
+    register::Audience,
     roster::{Roster, Row, State},
+    tenure::{Hatchery, Sockets},
 };
 use chassis::listen::ListenAddr;
 use proto::worker::Configure;
@@ -15,6 +18,7 @@ use std::{env, process, thread, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::watch,
     time::{Instant, timeout},
 };
 
@@ -55,6 +59,19 @@ mod worker {
         }
     }
 
+    /// Keeps 128 MiB with each request for `/leak`.
+    #[test]
+    fn leaks() {
+        if is_started_by_a_pool() {
+            let leak = || async {
+                std::mem::forget(std::hint::black_box(vec![1_u8; 128 << 20]));
+                "gone"
+            };
+            let _ = servery_worker::run(demo::router().route("/leak", axum::routing::get(leak)));
+            process::exit(0);
+        }
+    }
+
     /// Blocks the worker's one thread from inside a handler.
     #[test]
     fn spins() {
@@ -70,12 +87,16 @@ mod worker {
 }
 
 struct Node {
-    pool: Pool,
+    pool: Pool<Hatchery>,
     roster: Roster,
 }
 
 impl Node {
     fn start(kind: &str, workers: u32, limits: Limits) -> Self {
+        Self::recycling(kind, workers, limits, Recycling::default())
+    }
+
+    fn recycling(kind: &str, workers: u32, limits: Limits, recycling: Recycling) -> Self {
         let arguments = ["--exact", &format!("pool::tests::worker::{kind}"), "--nocapture", "--quiet"];
         let program = Program::of_test(env::current_exe().unwrap(), arguments.map(Into::into).to_vec());
         let worker_bind = ListenAddr::At("127.0.0.1:0".parse().unwrap());
@@ -87,10 +108,19 @@ impl Node {
             node: "node-1".to_owned(),
             ..Configure::default()
         };
-        let roster = Roster::new();
-        let sockets = bind_all(worker_bind, workers).unwrap();
-        let plan = Plan { program, worker_bind, configure, limits };
-        Self { pool: Pool::spawn(plan, sockets, &roster, &Counters::new()), roster }
+        let (roster, counters) = (Roster::new(), Counters::new());
+        let hatchery = Hatchery {
+            program,
+            sockets: Sockets::own(worker_bind, workers).unwrap(),
+            configure,
+            limits,
+            recycling,
+            roster: roster.clone(),
+            counters: counters.clone(),
+            audience: Audience::default(),
+            reopens: watch::Sender::new(0),
+        };
+        Self { pool: Pool::spawn(hatchery, workers, Percent(25), PATIENCE, &roster, &counters), roster }
     }
 
     /// The rows, once they are as wanted.
@@ -106,7 +136,7 @@ impl Node {
 }
 
 fn limits(start: Duration, silence: Duration) -> Limits {
-    Limits { start, silence }
+    Limits { start, unheard: Duration::from_secs(1), silence }
 }
 
 fn patient() -> Limits {
@@ -167,7 +197,7 @@ async fn every_worker_serves_and_a_killed_one_is_replaced() {
     }
     signal(rows[0].pid, Signal::KILL);
     let after = node.rows(|rows| rows.iter().any(|row| row.key() == (0, 2) && row.state == State::Ready)).await;
-    assert_eq!((after[0].restarts, after[1].pid), (1, rows[1].pid), "the neighbour is left alone");
+    assert_eq!((after[0].restarts(), after[1].pid), (1, rows[1].pid), "the neighbour is left alone");
     assert!(finish(begin(after[0].port, "/hello").await).await.contains("Hello World!"));
     gone(rows[0].pid).await;
 }
@@ -247,4 +277,68 @@ async fn a_pool_that_is_dropped_takes_its_workers_along() {
     for row in rows {
         gone(row.pid).await;
     }
+}
+
+#[tokio::test]
+async fn a_reload_replaces_every_worker_and_finishes_what_runs() {
+    let node = Node::start("serves", 3, patient());
+    let rows = node.ready(3).await;
+    let slow = begin(rows[0].port, "/sleep/300").await;
+    node.rows(|rows| rows[0].busy == 1).await;
+    node.pool.reload();
+    assert!(timeout(PATIENCE, node.pool.reloaded()).await.expect("a reload in time"));
+    let after = node.rows(|rows| rows.len() == 3 && rows.iter().all(|row| row.state == State::Ready)).await;
+    assert!(after.iter().all(|row| row.generation == 2 && row.restarts() == 1), "{after:?}");
+    assert!(finish(slow).await.contains("slept 300 ms"));
+    for row in rows {
+        gone(row.pid).await;
+    }
+}
+
+#[tokio::test]
+async fn positions_come_and_go_and_no_generation_is_used_twice() {
+    let mut node = Node::start("serves", 1, patient());
+    node.ready(1).await;
+    node.pool.grow();
+    let two = node.ready(2).await;
+    assert!(node.pool.shrink());
+    node.rows(|rows| rows.len() == 1).await;
+    gone(two[1].pid).await;
+    assert!(!node.pool.shrink(), "one worker is the least");
+    // its place is free again when its socket is
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    node.pool.grow();
+    let again = node.ready(2).await;
+    assert!(again[1].position == 2 || again[1].key() == (1, 2), "{again:?}");
+}
+
+#[tokio::test]
+async fn a_worker_that_holds_too_much_memory_is_replaced_or_killed() {
+    const LIMIT: Option<u64> = Some(64 << 20);
+    let soft = Recycling { max_rss: LIMIT, ..Recycling::default() };
+    let node = Node::recycling("leaks", 1, patient(), soft);
+    let first = node.ready(1).await.remove(0);
+    let slow = begin(first.port, "/sleep/1500").await;
+    finish(begin(first.port, "/leak").await).await;
+    let after = node.rows(|rows| rows.iter().any(|row| row.generation == 2 && row.state == State::Ready)).await;
+    assert_eq!(after.last().unwrap().causes.keys().collect::<Vec<_>>(), [&Cause::MaxRss]);
+    assert!(finish(slow).await.contains("slept 1500 ms"), "gently");
+    gone(first.pid).await;
+
+    let hard = Recycling { max_rss_hard: LIMIT, ..Recycling::default() };
+    let node = Node::recycling("leaks", 1, patient(), hard);
+    let first = node.ready(1).await.remove(0);
+    finish(begin(first.port, "/leak").await).await;
+    let after = node.rows(|rows| rows.iter().any(|row| row.generation == 2 && row.state == State::Ready)).await;
+    assert_eq!(after[0].causes.keys().collect::<Vec<_>>(), [&Cause::MaxRssHard]);
+}
+
+#[tokio::test]
+async fn a_limit_that_a_fresh_worker_exceeds_does_not_replace_for_ever() {
+    let senseless = Recycling { max_rss: Some(1), ..Recycling::default() };
+    let node = Node::recycling("serves", 1, patient(), senseless);
+    let first = node.ready(1).await.remove(0);
+    // memory has been looked at again
+    node.rows(|rows| rows[0].started.elapsed() > Duration::from_secs(2) && rows[0].memory > 0).await;
+    assert_eq!(node.ready(1).await[0].pid, first.pid);
 }

@@ -102,7 +102,7 @@ async fn attempt(desk: &Desk, address: SocketAddr, entry: &Entry) -> Tried {
     if !entry.claim(&instance) {
         return Tried::Spare(instance);
     }
-    let _account = desk.grants.open(&instance);
+    let _account = desk.audience.grants().open(&instance);
     let mut stream = match Stream::open(desk, channel, &instance).await {
         Ok(stream) => stream,
         Err(end) => return tried(end, false),

@@ -3,15 +3,15 @@
 
 use crate::{
     ledger::{Ledger, WorkerKey},
-    roster::Row,
+    roster::{Row, State},
 };
 use proto::registry::{Report, Worker};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 /// The grants of the node's workers to its balancers.
 #[derive(Debug)]
-pub(super) struct Grants {
+pub(crate) struct Grants {
     books: Mutex<Books>,
     /// Somebody's share may have changed.
     changed: watch::Sender<()>,
@@ -23,6 +23,10 @@ struct Books {
     /// Of the last report, to whomever.
     sequence: u64,
 }
+
+/// The balancers, as far as they listen. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Audience(Arc<Grants>);
 
 /// A balancer's account, closed when this is dropped.
 #[derive(Debug)]
@@ -51,7 +55,7 @@ impl Grants {
         let sequence = books.sequence;
         let grants = books.ledger.report(balancer, sequence, &capacities(rows));
         drop(books);
-        let workers = rows.iter().zip(grants).map(|(row, grant)| Worker { grant, ..row.report() }).collect();
+        let workers = living(rows).zip(grants).map(|(row, grant)| Worker { grant, ..row.report() }).collect();
         Report { sequence, workers }
     }
 
@@ -68,9 +72,30 @@ impl Grants {
         self.changed.subscribe()
     }
 
+    /// Until every balancer has acknowledged a report made after this call.
+    async fn heard(&self) {
+        let now = self.books().sequence;
+        let mut changes = self.changes();
+        while !self.books().ledger.all_heard_after(now) {
+            // the sender is ours and lives, so this cannot fail
+            let _ = changes.changed().await;
+        }
+    }
+
     fn books(&self) -> MutexGuard<'_, Books> {
         // every step leaves the books whole, so a panic elsewhere cannot have left half of one
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Audience {
+    /// Until every balancer knows, and acts on, what the roster says now. For ever while one of them does not answer.
+    pub(crate) async fn heard(&self) {
+        self.0.heard().await;
+    }
+
+    pub(super) fn grants(&self) -> &Grants {
+        &self.0
     }
 }
 
@@ -82,5 +107,10 @@ impl Drop for Account<'_> {
 }
 
 fn capacities(rows: &[Row]) -> Vec<(WorkerKey, u32)> {
-    rows.iter().map(|row| (row.key(), row.capacity)).collect()
+    living(rows).map(|row| (row.key(), row.capacity)).collect()
+}
+
+/// What balancers hear of.
+fn living(rows: &[Row]) -> impl Iterator<Item = &Row> {
+    rows.iter().filter(|row| row.state != State::Dead)
 }

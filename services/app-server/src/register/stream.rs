@@ -69,7 +69,7 @@ impl Stream {
     /// Says Hello and waits for Welcome.
     pub(super) async fn open(desk: &Desk, channel: Channel, balancer: &str) -> Result<Self, End> {
         let rows = desk.roster.watch();
-        let grants = desk.grants.changes();
+        let grants = desk.audience.grants().changes();
         let told = rows.borrow().iter().map(Row::standing).collect();
         let (words, waiting) = mpsc::channel(WAITING);
         let hello = word(Word::Hello(desk.hello(balancer)));
@@ -124,7 +124,7 @@ impl Stream {
                 }
                 reply = self.replies.message() => match reply {
                     Ok(Some(reply)) => {
-                        if let Some(end) = self.hear(desk, &reply) {
+                        if let Some(end) = self.hear(desk, entry, &reply) {
                             return end;
                         }
                     }
@@ -134,7 +134,7 @@ impl Stream {
                 () = left(&mut self.leaving), if !self.said_leaving => self.due = Instant::now(),
                 Ok(()) = self.rows.changed() => self.workers_changed(),
                 Ok(()) = self.grants.changed() => {
-                    if desk.grants.is_stale(&self.balancer, &self.rows.borrow()) {
+                    if desk.audience.grants().is_stale(&self.balancer, &self.rows.borrow()) {
                         self.due_within(SOON);
                     }
                 }
@@ -171,7 +171,7 @@ impl Stream {
         };
         let rows = self.rows.borrow_and_update().clone();
         self.told = rows.iter().map(Row::standing).collect();
-        place.send(word(Word::Report(desk.grants.report(&self.balancer, &rows))));
+        place.send(word(Word::Report(desk.audience.grants().report(&self.balancer, &rows))));
         (self.sent, self.due) = (now, now + self.heartbeat);
         if *self.leaving.borrow() && !self.said_leaving {
             match self.words.try_send(word(Word::Leaving(Leaving {}))) {
@@ -185,10 +185,14 @@ impl Stream {
         Ok(())
     }
 
-    fn hear(&self, desk: &Desk, reply: &FromBalancer) -> Option<End> {
+    fn hear(&self, desk: &Desk, entry: &Entry, reply: &FromBalancer) -> Option<End> {
         match &reply.message {
             Some(Reply::Acknowledged(acknowledged)) => {
-                desk.grants.acknowledge(&self.balancer, acknowledged.sequence);
+                desk.audience.grants().acknowledge(&self.balancer, acknowledged.sequence);
+                None
+            }
+            Some(Reply::Demand(demand)) => {
+                entry.demand(demand.waiting);
                 None
             }
             Some(Reply::Left(_)) => {
@@ -200,7 +204,7 @@ impl Stream {
                 None
             }
             // said once; and what a newer balancer says that we do not know
-            Some(Reply::Welcome(_) | Reply::Demand(_)) | None => None,
+            Some(Reply::Welcome(_)) | None => None,
         }
     }
 }

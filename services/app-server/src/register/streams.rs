@@ -43,6 +43,8 @@ pub(crate) struct StreamRow {
     pub(crate) instance: Option<String>,
     pub(crate) state: StreamState,
     pub(crate) since: SystemTime,
+    /// Requests that wait at this balancer.
+    pub(crate) demand: u32,
 }
 
 /// The list. Clones share it.
@@ -73,13 +75,19 @@ impl Streams {
         StreamState::ALL.map(|state| (state.as_str(), rows.values().filter(|row| row.state == state).count()))
     }
 
+    /// Requests that wait at any balancer.
+    pub(crate) fn demand(&self) -> u64 {
+        self.rows.borrow().values().map(|row| u64::from(row.demand)).sum()
+    }
+
     pub(crate) fn changes(&self) -> watch::Receiver<BTreeMap<SocketAddr, StreamRow>> {
         self.rows.subscribe()
     }
 
     /// `None`: two names lead to this address, and the other one has it.
     pub(super) fn enter(&self, address: SocketAddr) -> Option<Entry> {
-        let row = StreamRow { address, instance: None, state: StreamState::Connecting, since: SystemTime::now() };
+        let row =
+            StreamRow { address, instance: None, state: StreamState::Connecting, since: SystemTime::now(), demand: 0 };
         let mut entered = false;
         self.rows.send_if_modified(|rows| {
             if let std::collections::btree_map::Entry::Vacant(place) = rows.entry(address) {
@@ -122,11 +130,21 @@ impl Entry {
         });
     }
 
+    /// So many requests wait at this balancer. Nobody is woken for it: who wants to know asks.
+    pub(super) fn demand(&self, waiting: u32) {
+        self.streams.rows.send_if_modified(|rows| {
+            if let Some(row) = rows.get_mut(&self.address) {
+                row.demand = waiting;
+            }
+            false
+        });
+    }
+
     /// The stream is gone.
     pub(super) fn release(&self) {
         self.streams.rows.send_modify(|rows| {
             if let Some(row) = rows.get_mut(&self.address) {
-                row.instance = None;
+                (row.instance, row.demand) = (None, 0);
                 if row.state != StreamState::Connecting {
                     (row.state, row.since) = (StreamState::Connecting, SystemTime::now());
                 }

@@ -1,6 +1,6 @@
 //! A node's registrations over real sockets with mutual TLS: every test is the balancers, and says what they say.
 
-use super::{Introduction, Registrar, StreamState, Streams};
+use super::{Audience, Introduction, Registrar, StreamState, Streams};
 use crate::{
     config::RouteConfig,
     roster::{Entry, Roster, Row, State},
@@ -176,12 +176,20 @@ impl Node {
             pass: [7; 32],
             advertise: None,
             heartbeat: Duration::from_secs(1),
+            timeout: Duration::from_secs(30),
         };
         let join: Vec<HostPort> = balancers.iter().map(|balancer| balancer.address.into()).collect();
         let discovery = Discovery::new(&["127.0.0.1:9".parse().unwrap()]).unwrap();
         let streams = Streams::new();
-        let registrar =
-            Registrar::spawn(identity.clone(), introduction, roster.clone(), streams.clone(), &join, &discovery);
+        let registrar = Registrar::spawn(
+            identity.clone(),
+            introduction,
+            roster.clone(),
+            Audience::default(),
+            streams.clone(),
+            &join,
+            &discovery,
+        );
         (Self { registrar, streams, roster, identity }, entries)
     }
 
@@ -200,7 +208,7 @@ impl Node {
 
 fn row(position: u32, generation: u64) -> Row {
     let (state, port, pid, capacity) = (State::Ready, 9000 + u16::try_from(position).unwrap(), 42, 10);
-    Row { position, generation, port, pid, state, capacity, busy: 0, served: 0, restarts: 0 }
+    Row { position, generation, port, pid, state, capacity, ..Row::starting() }
 }
 
 fn grants(report: &Report) -> Vec<u32> {

@@ -1,5 +1,4 @@
 use super::*;
-use crate::endpoint::WorkerState;
 use std::collections::HashSet;
 use tokio::time::sleep;
 
@@ -12,18 +11,7 @@ fn node() -> Arc<Node> {
 }
 
 fn worker(position: u32, grant: u32) -> WorkerView {
-    WorkerView {
-        position,
-        generation: 1,
-        address: ([127, 0, 0, 1], 9000).into(),
-        state: WorkerState::Ready,
-        pid: 1,
-        capacity: 8,
-        grant,
-        busy: 0,
-        served: 0,
-        restarts: 0,
-    }
+    WorkerView::ready(position, ([127, 0, 0, 1], 9000).into(), grant)
 }
 
 async fn acquire(app: &Arc<App>, wait: Duration) -> Result<Permit, Reject> {

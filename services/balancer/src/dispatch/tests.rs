@@ -8,18 +8,7 @@ fn node(instance: &str) -> Arc<Node> {
 }
 
 fn worker(position: u32, grant: u32) -> WorkerView {
-    WorkerView {
-        position,
-        generation: 1,
-        address: ([127, 0, 0, 1], 9000 + u16::try_from(position).unwrap()).into(),
-        state: WorkerState::Ready,
-        pid: 1,
-        capacity: 256,
-        grant,
-        busy: 0,
-        served: 0,
-        restarts: 0,
-    }
+    WorkerView::ready(position, ([127, 0, 0, 1], 9000 + u16::try_from(position).unwrap()).into(), grant)
 }
 
 fn workers(count: u32, grant: u32) -> Vec<WorkerView> {
@@ -142,19 +131,44 @@ fn a_node_that_left_is_remembered_only_until_its_requests_are_done() {
     assert_eq!(dispatch.vacant.len(), dispatch.seats.len());
 }
 
+#[test]
+fn a_worker_that_pauses_comes_back_as_the_same_with_the_permits_it_had() {
+    for pause in [WorkerState::Stalled, WorkerState::Draining] {
+        let (mut dispatch, mut rng) = (Dispatch::new(8), rng());
+        let node = node("a");
+        dispatch.apply(&node, &workers(1, 2));
+        let held = dispatch.pick(&[], &mut rng).unwrap();
+        dispatch.apply(&node, &[WorkerView { state: pause, ..worker(0, 2) }]);
+        assert!(dispatch.pick(&[], &mut rng).is_none(), "{pause:?} takes nothing new");
+        assert!(!dispatch.has_endpoints());
+        dispatch.enqueue("waits", &[], false).unwrap();
+        assert!(dispatch.handover(&mut rng).is_none());
+        assert!(!held.is_gone(), "its connections are kept");
+        assert_eq!(dispatch.in_flight("a"), 1);
+        dispatch.apply(&node, &workers(1, 2));
+        let (waiter, endpoint) = dispatch.handover(&mut rng).unwrap();
+        assert_eq!((waiter, endpoint.id), ("waits", held.id), "{pause:?}");
+        assert!(dispatch.pick(&[], &mut rng).is_none(), "the permit that was held counts");
+        dispatch.release(held.id);
+        assert_eq!(dispatch.pick(&[], &mut rng).unwrap().id, held.id);
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Arrive,
     ComeBack(usize),
     End(usize),
     Leave(usize),
-    Report { node: u8, workers: Vec<(u32, u64, u32, bool)>, new_stream: bool },
+    Report { node: u8, workers: Vec<(u32, u64, u32, WorkerState)>, new_stream: bool },
     Drain(u8),
     Remove(u8),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let report = prop::collection::vec((0..3u32, 0..2u64, 0..4u32, prop::bool::weighted(0.8)), 0..5);
+    let pauses = prop::sample::select(WorkerState::ALL.to_vec());
+    let state = prop_oneof![4 => Just(WorkerState::Ready), 1 => pauses];
+    let report = prop::collection::vec((0..3u32, 0..2u64, 0..4u32, state), 0..5);
     let step = prop_oneof![
         6 => Just(Step::Arrive),
         2 => any::<usize>().prop_map(Step::ComeBack),
@@ -231,9 +245,9 @@ proptest! {
                     }
                     let workers: Vec<WorkerView> = workers
                         .into_iter()
-                        .map(|(position, generation, grant, ready)| WorkerView {
+                        .map(|(position, generation, grant, state)| WorkerView {
                             generation,
-                            state: if ready { WorkerState::Ready } else { WorkerState::Draining },
+                            state,
                             ..worker(position, grant)
                         })
                         .collect();

@@ -14,8 +14,9 @@ use proto::{
     registry::{self, Hello, Report},
 };
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,6 +24,8 @@ const ROUTES_MAX: usize = 64;
 const PREFIX_BYTES_MAX: usize = 1024;
 const WORKERS_MAX: usize = 512;
 const CAPACITY_MAX: u32 = 65_536;
+const CAUSES_MAX: usize = 32;
+const CAUSE_BYTES_MAX: usize = 32;
 /// Below, heartbeats are a load; above, a silent node would be believed for too long.
 const HEARTBEAT_MIN: Duration = Duration::from_millis(100);
 const HEARTBEAT_MAX: Duration = Duration::from_secs(60);
@@ -80,8 +83,10 @@ pub(crate) fn admit(
     bounded("heartbeat_ms", hello.heartbeat_ms.into(), millis(HEARTBEAT_MIN), millis(HEARTBEAT_MAX))?;
     let host = host_of(&hello.advertise, address, advertised)?;
     let workers = hello.report.as_ref().map_or(Ok(Vec::new()), |report| workers_of(report, host))?;
+    // Any limit will do: the balancer's own is the longest in force.
+    let timeout = (hello.timeout_ms > 0).then(|| Duration::from_millis(hello.timeout_ms.into()));
     Ok(Registration {
-        node: Node::new(peer.instance.clone(), address, &hello.pass),
+        node: Node { timeout, ..Node::new(peer.instance.clone(), address, &hello.pass) },
         app: hello.app.clone(),
         routes,
         host,
@@ -152,6 +157,10 @@ pub(crate) fn workers_of(report: &Report, host: SocketAddr) -> Result<Vec<Worker
                 busy: worker.busy,
                 served: worker.served,
                 restarts: worker.restarts,
+                age: Duration::from_millis(worker.age_ms),
+                memory_bytes: worker.memory_bytes,
+                cpu_millicores: worker.cpu_millicores,
+                restarts_by_cause: Arc::new(causes_of(&worker.causes)),
             })
         })
         .collect()
@@ -161,9 +170,25 @@ pub(crate) fn workers_of(report: &Report, host: SocketAddr) -> Result<Vec<Worker
 fn state_of(state: registry::WorkerState) -> WorkerState {
     match state {
         registry::WorkerState::Ready => WorkerState::Ready,
-        registry::WorkerState::Draining | registry::WorkerState::Stalled => WorkerState::Draining,
+        registry::WorkerState::Draining => WorkerState::Draining,
+        registry::WorkerState::Stalled => WorkerState::Stalled,
         registry::WorkerState::Starting | registry::WorkerState::Unspecified => WorkerState::Starting,
     }
+}
+
+/// What is only shown costs no node its registration: what is out of bounds is not shown.
+fn causes_of(causes: &[registry::Restarts]) -> BTreeMap<String, u32> {
+    let mut counts = BTreeMap::new();
+    for registry::Restarts { cause, count } in
+        causes.iter().take(CAUSES_MAX).filter(|restarts| is_cause(&restarts.cause))
+    {
+        counts.insert(cause.clone(), *count);
+    }
+    counts
+}
+
+fn is_cause(cause: &str) -> bool {
+    (1..=CAUSE_BYTES_MAX).contains(&cause.len()) && cause.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'_'))
 }
 
 fn bounded(what: &'static str, found: u64, least: u64, most: u64) -> Result<(), Refusal> {

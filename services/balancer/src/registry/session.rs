@@ -1,14 +1,17 @@
 //! One registration stream, from the first message to its end. In: what the node says. Out: Welcome, acknowledgements,
-//! Left, and at the end the reason. The node is out of rotation in the moment this returns, however it does.
+//! Left, the demand for its app, and at the end the reason. The node is out of rotation in the moment this returns,
+//! however it does.
 //!
 //! Acknowledged(n) says "I hold no more permits than report n grants". It is sent for the newest report as soon as that
 //! is true; a report that was overtaken while it waited is never acknowledged by its own number.
 
 use super::{
     admission::{admit, workers_of},
+    demand::Demand,
     directory::{Directory, Lease},
     refusal::Refusal,
 };
+use crate::app::App;
 use chassis::{
     config::Network,
     identity::{Identity, PeerId, Role},
@@ -16,7 +19,7 @@ use chassis::{
 use futures_util::{Stream, StreamExt as _};
 use proto::{
     PROTOCOL_VERSION,
-    registry::{Acknowledged, FromBalancer, FromNode, Left, Welcome, from_balancer, from_node},
+    registry::{self, Acknowledged, FromBalancer, FromNode, Left, Welcome, from_balancer, from_node},
 };
 use std::{
     net::SocketAddr,
@@ -186,8 +189,16 @@ async fn converse(
     tracing::info!(instance = lease.instance(), %address, app = lease.app().name(), workers, "registered");
     let lifetime = peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
     let welcome = Welcome { protocol_version: PROTOCOL_VERSION, instance: terms.identity.instance() };
-    let mut session =
-        Session { lease, host, unacknowledged: sequence, welcome: Some(welcome), silence, leaving: false, left: false };
+    let mut session = Session {
+        lease,
+        host,
+        unacknowledged: sequence,
+        welcome: Some(welcome),
+        silence,
+        leaving: false,
+        left: false,
+        demand: Demand::default(),
+    };
     session.follow(terms, lifetime, inbound, outbound).await
 }
 
@@ -203,6 +214,7 @@ struct Session {
     leaving: bool,
     /// We answered it.
     left: bool,
+    demand: Demand,
 }
 
 impl Session {
@@ -220,6 +232,13 @@ impl Session {
             // Before looking, so that a change between the look and the wait is not missed.
             let mut changed = pin!(app.changed().notified());
             changed.as_mut().enable();
+            let mut waiting = pin!(app.waiting().notified());
+            waiting.as_mut().enable();
+            // A node that leaves needs no workers any more.
+            if !self.leaving {
+                self.demand.notice(length(&app), Instant::now());
+            }
+            let look_at = self.demand.look_at().filter(|_| !self.leaving);
             let word = self.word();
             let next = async {
                 sleep_until(heard + PAUSE).await;
@@ -249,7 +268,11 @@ impl Session {
                     Ok(None) => return self.lost(None),
                     Err(_) => return End::Silent(self.silence),
                 },
+                () = sleep_until(look_at.unwrap_or(heard)), if look_at.is_some() => {
+                    self.demand.look(length(&app), Instant::now());
+                }
                 () = changed, if word.is_none() => {}
+                () = waiting, if look_at.is_none() && !self.leaving => {}
             }
         }
     }
@@ -286,7 +309,11 @@ impl Session {
         {
             return Some(from_balancer::Message::Acknowledged(Acknowledged { sequence }));
         }
-        (self.leaving && !self.left && app.in_flight(instance) == 0).then_some(from_balancer::Message::Left(Left {}))
+        if self.leaving {
+            let done = !self.left && app.in_flight(instance) == 0;
+            return done.then_some(from_balancer::Message::Left(Left {}));
+        }
+        self.demand.owed().map(|waiting| from_balancer::Message::Demand(registry::Demand { waiting }))
     }
 
     fn said(&mut self, word: &from_balancer::Message) {
@@ -294,13 +321,18 @@ impl Session {
             from_balancer::Message::Welcome(_) => self.welcome = None,
             from_balancer::Message::Acknowledged(_) => self.unacknowledged = None,
             from_balancer::Message::Left(_) => self.left = true,
-            from_balancer::Message::DrainRequest(_) | from_balancer::Message::Demand(_) => {}
+            from_balancer::Message::Demand(demand) => self.demand.told(demand.waiting, Instant::now()),
+            from_balancer::Message::DrainRequest(_) => {}
         }
     }
 
     fn lost(&self, status: Option<Status>) -> End {
         if self.leaving { End::Left } else { End::Lost(status) }
     }
+}
+
+fn length(app: &App) -> u32 {
+    u32::try_from(app.queue_depth()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

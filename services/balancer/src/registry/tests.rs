@@ -14,7 +14,7 @@ use chassis::{
     config::{Layers, Reader},
     identity::{Identity, PeerId, Role},
 };
-use proto::registry::{from_balancer, from_node, registry_client::RegistryClient};
+use proto::registry::{Hello, Restarts, Route, Worker, from_balancer, from_node, registry_client::RegistryClient};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
@@ -84,6 +84,39 @@ async fn a_node_is_welcomed_and_gone_with_its_connection() {
     assert_eq!(house.nodes(), 1);
     drop((say, words));
     eventually(|| house.nodes() == 0).await;
+}
+
+/// Every bound of `admission` reached at the same time.
+fn longest_hello() -> Hello {
+    let most = u32::MAX;
+    let causes = vec![Restarts { cause: "a_cause_of_thirty_two_characters".to_owned(), count: most }; 32];
+    let workers = (0..512).map(|n| Worker {
+        position: most - n,
+        generation: u64::MAX,
+        pid: most,
+        busy: most,
+        served: u64::MAX,
+        restarts: most,
+        age_ms: u64::MAX,
+        memory_bytes: u64::MAX,
+        cpu_millicores: most,
+        causes: causes.clone(),
+        ..worker(0, 0, 65_535 - n, 65_536)
+    });
+    let mut hello = hello("demo", "/", workers.collect());
+    let route = |n| Route { host: String::new(), prefix: format!("/{n}/{}", "a".repeat(1000)), strip_prefix: true };
+    hello.routes = (10..74).map(route).collect();
+    hello
+}
+
+#[tokio::test]
+async fn the_longest_message_within_all_other_bounds_is_read() {
+    let house = House::open().await;
+    let (say, mut words) = house.dial(&node()).await.unwrap();
+    say.send(FromNode { message: Some(from_node::Message::Hello(longest_hello())) }).await.unwrap();
+    let welcome = soon(words.message()).await.unwrap().unwrap().message;
+    assert!(matches!(welcome, Some(from_balancer::Message::Welcome(_))), "{welcome:?}");
+    assert_eq!(house.shared.apps.obtain("demo").view().nodes[0].endpoints.len(), 512);
 }
 
 #[tokio::test]

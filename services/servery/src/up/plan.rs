@@ -126,7 +126,10 @@ impl Settings {
     /// Configuration counts as for a role, with two exceptions: public listeners that nobody configured are on this
     /// machine only, and what connects the processes (addresses, tokens, directories) is `up`'s own.
     pub(super) fn read(options: &Options) -> Result<Self, Problems> {
-        let layers = Layers::load(options.config.as_deref(), variables(), options.flags.clone())?;
+        // the nodes get it: what does not go with it is found here and not by each of them
+        let join = ("app_server.join".to_owned(), loopback(7400).to_string());
+        let flags = options.flags.iter().cloned().chain([join]).collect();
+        let layers = Layers::load(options.config.as_deref(), variables(), flags)?;
         let mut reader = Reader::new(&layers);
         let sections = Sections::read(&mut reader);
         let http = reader.read("balancer.http", loopback(8080));
@@ -328,5 +331,13 @@ mod tests {
         let text = plan(&["--http", "off", "--https", "nowhere", "--workers", "many"]).unwrap_err().to_string();
         assert!(text.contains("--https: expected") && text.contains("--workers: expected"), "{text}");
         assert!(plan(&["--http", "off", "--http-only"]).is_err());
+    }
+
+    #[test]
+    fn a_file_for_a_node_by_itself_is_refused_before_anything_starts() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "[app_server]\nbind = \":8000\"\n").unwrap();
+        let text = plan(&["--config", file.path().to_str().unwrap()]).unwrap_err().to_string();
+        assert!(text.contains(":2: app_server.bind: "), "{text}");
     }
 }

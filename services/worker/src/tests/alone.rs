@@ -160,7 +160,7 @@ async fn a_worker_that_drains_serves_what_is_there_and_nobody_is_told_to_go_else
         answer.push(char::from(crossing.read_u8().await.unwrap()));
     }
     crossing.write_all(b"GET / HT").await.unwrap();
-    worker.order(Order::Drain(Drain { graceful_timeout_ms: 20_000 })).await;
+    worker.order(Order::Drain(Drain { graceful_timeout_ms: 20_000, last: false })).await;
     timeout(PATIENCE, closed(&mut idle)).await.unwrap();
     crossing.write_all(b"TP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     let mut answer = String::new();
@@ -220,7 +220,7 @@ async fn an_answer_on_its_way_is_cut_neither_by_draining_nor_for_idleness() {
         let response = send(&mut client, request("/")).await;
         worker.heartbeat(|sum| sum.served == 1 && sum.busy == 0).await;
         if drains {
-            worker.order(Order::Drain(Drain { graceful_timeout_ms: 20_000 })).await;
+            worker.order(Order::Drain(Drain { graceful_timeout_ms: 20_000, last: false })).await;
         }
         // longer than an idle connection lives
         tokio::time::sleep(Duration::from_millis(200)).await;

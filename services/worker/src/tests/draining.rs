@@ -16,7 +16,7 @@ async fn draining_finishes_what_runs_refuses_what_comes_and_ends() {
     let mut idle = connect(worker.address).await;
     assert_eq!(text(send(&mut idle, request("/")).await).await, "hello");
 
-    worker.order(Order::Drain(Drain { graceful_timeout_ms: 20_000 })).await;
+    worker.order(Order::Drain(Drain { graceful_timeout_ms: 20_000, last: false })).await;
     // an idle connection is closed, a request that crosses it on the way is refused
     while !idle.is_closed() {
         if timeout(PATIENCE, idle.ready()).await.unwrap().is_err() {
@@ -45,7 +45,7 @@ async fn draining_finishes_what_runs_refuses_what_comes_and_ends() {
 #[tokio::test]
 async fn draining_without_connections_ends_at_once() {
     let mut worker = Worker::start(Router::new(), 4, PATIENCE).await;
-    worker.order(Order::Drain(Drain { graceful_timeout_ms: 20_000 })).await;
+    worker.order(Order::Drain(Drain { graceful_timeout_ms: 20_000, last: false })).await;
     assert!(timeout(Duration::from_secs(5), worker.end()).await.expect("at once").is_ok());
 }
 
@@ -56,7 +56,7 @@ async fn draining_cuts_what_does_not_end_in_time() {
     let mut busy = connect(worker.address).await;
     let held = tokio::spawn(async move { busy.send_request(request("/held")).await });
     gate.entered.notified().await;
-    worker.order(Order::Drain(Drain { graceful_timeout_ms: 50 })).await;
+    worker.order(Order::Drain(Drain { graceful_timeout_ms: 50, last: false })).await;
     assert!(worker.end().await.is_ok());
     assert!(held.await.unwrap().is_err(), "the request was cut, not answered");
 }
@@ -91,7 +91,7 @@ async fn a_tunnel_is_not_counted_as_a_slot_but_waited_for() {
     assert!(answer.starts_with(b"HTTP/1.1 101"));
     assert_eq!(text(send(&mut connect(worker.address).await, request("/")).await).await, "hello");
 
-    worker.order(Order::Drain(Drain { graceful_timeout_ms: 20_000 })).await;
+    worker.order(Order::Drain(Drain { graceful_timeout_ms: 20_000, last: false })).await;
     // refused, so draining has begun; the tunnel still carries an (unmasked length 2, masked by zero) message both ways
     let new = send(&mut connect(worker.address).await, request("/")).await;
     assert_eq!(refused(&new), Some("draining"));
@@ -107,7 +107,7 @@ async fn a_tunnel_is_not_counted_as_a_slot_but_waited_for() {
 #[tokio::test]
 async fn a_refusal_is_read_whole_by_a_peer_that_is_still_sending() {
     let mut worker = Worker::start(Router::new(), 1, PATIENCE).await;
-    worker.order(Order::Drain(Drain { graceful_timeout_ms: 20_000 })).await;
+    worker.order(Order::Drain(Drain { graceful_timeout_ms: 20_000, last: false })).await;
     drop(worker.heartbeat(|_| true).await);
     for _ in 0..20 {
         let Ok(mut stream) = TcpStream::connect(worker.address).await else { return };

@@ -2,7 +2,7 @@ use super::*;
 use crate::authority::peer;
 use chassis::identity::Role;
 use proptest::prelude::*;
-use proto::registry::{Route, Worker};
+use proto::registry::{Restarts, Route, Worker};
 
 const OWN: &str = "10.0.0.7:40000";
 
@@ -28,6 +28,7 @@ pub(crate) fn hello(app: &str, prefix: &str, workers: Vec<Worker>) -> Hello {
         advertise: String::new(),
         report: Some(Report { sequence: 1, workers }),
         heartbeat_ms: 1000,
+        timeout_ms: 0,
     }
 }
 
@@ -42,12 +43,14 @@ fn judge(change: impl FnOnce(&mut Hello)) -> Result<Registration, Refusal> {
 fn a_good_hello_comes_in_with_what_it_says() {
     let registration = judge(|_| {}).unwrap();
     assert_eq!(registration.app, "demo");
-    assert_eq!(registration.node.instance, "node-1");
+    assert_eq!((registration.node.instance.as_str(), registration.node.timeout), ("node-1", None));
     assert_eq!(registration.routes.len(), 1);
     let addresses: Vec<String> = registration.workers.iter().map(|worker| worker.address.to_string()).collect();
     assert_eq!(addresses, ["10.0.0.7:9000", "10.0.0.7:9001"]);
     assert_eq!(registration.sequence, Some(1));
     assert_eq!(registration.silence, Duration::from_secs(2));
+    let registration = judge(|hello| hello.timeout_ms = 30_000).unwrap();
+    assert_eq!(registration.node.timeout, Some(Duration::from_secs(30)));
 }
 
 #[test]
@@ -140,6 +143,33 @@ fn first(hello: &mut Hello) -> &mut Worker {
 }
 
 #[test]
+fn what_is_only_shown_is_shown_within_bounds_and_refuses_nobody() {
+    let registration = judge(|hello| {
+        let first = first(hello);
+        first.age_ms = 61_500;
+        first.memory_bytes = 1 << 40;
+        first.cpu_millicores = 250;
+        first.causes = ["crash", "out_of_memory", "", "Crash", "exit 1", "\"", &"a".repeat(32), &"a".repeat(33)]
+            .map(|cause| Restarts { cause: cause.to_owned(), count: 3 })
+            .to_vec();
+    })
+    .unwrap();
+    let worker = &registration.workers[0];
+    assert_eq!(worker.age, Duration::from_millis(61_500));
+    assert_eq!((worker.memory_bytes, worker.cpu_millicores), (1 << 40, 250));
+    let causes: Vec<&str> = worker.restarts_by_cause.keys().map(String::as_str).collect();
+    assert_eq!(causes, ["a".repeat(32).as_str(), "crash", "out_of_memory"]);
+    assert!(worker.restarts_by_cause.values().all(|count| *count == 3));
+    let registration = judge(|hello| {
+        let letters = (b'a'..=b'z').chain(b'a'..=b'z').enumerate();
+        first(hello).causes = letters
+            .map(|(at, letter)| Restarts { cause: char::from(letter).to_string().repeat(1 + at / 26), count: 1 })
+            .collect();
+    });
+    assert_eq!(registration.unwrap().workers[0].restarts_by_cause.len(), CAUSES_MAX);
+}
+
+#[test]
 fn nothing_is_named_twice() {
     let twice = judge(|hello| hello.routes.push(hello.routes[0].clone()));
     assert_eq!(twice.unwrap_err(), Refusal::SameRoute("/shop".to_owned()));
@@ -157,6 +187,19 @@ fn nothing_is_named_twice() {
         workers[1].generation = 2;
     })
     .unwrap();
+}
+
+#[test]
+fn every_known_state_comes_in_as_itself() {
+    for (said, state) in [
+        (registry::WorkerState::Starting, WorkerState::Starting),
+        (registry::WorkerState::Ready, WorkerState::Ready),
+        (registry::WorkerState::Draining, WorkerState::Draining),
+        (registry::WorkerState::Stalled, WorkerState::Stalled),
+    ] {
+        let registration = judge(|hello| first(hello).state = said.into()).unwrap();
+        assert_eq!(registration.workers[0].state, state);
+    }
 }
 
 #[test]

@@ -1,0 +1,167 @@
+//! Worker programs that misbehave on request: this test's own program, started again through a script that a mood can be told.
+//! A good one serves the demo application and, besides, what it takes to go wrong.
+#![allow(dead_code, reason = "every file of tests has a part of it")]
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use std::{env, hint, process, thread};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::Path as Segment;
+use axum::routing::{any, get};
+use rustix::process::{
+    PidfdFlags, PidfdGetfdFlags, Signal, getpid, kill_process, pidfd_getfd, pidfd_open, set_parent_process_death_signal,
+};
+use tempfile::TempDir;
+
+/// What one request to `/leak` costs.
+pub(crate) const LEAK: usize = 10 << 20;
+
+static CONTROL_IS_CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Not a test but what the worker processes run: does nothing unless an app-server has started it.
+#[test]
+fn worker() {
+    if env::var_os("SERVERY_LISTEN_FD").is_none() {
+        return;
+    }
+    if env::var("MOOD").is_ok_and(|mood| mood == "mute") {
+        set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
+        park();
+    }
+    let _ = servery_worker::run(router());
+    if CONTROL_IS_CLOSED.load(Ordering::SeqCst) {
+        park();
+    }
+    process::exit(0);
+}
+
+fn park() -> ! {
+    loop {
+        thread::park();
+    }
+}
+
+fn router() -> Router {
+    app_server::demo::router()
+        .route("/nap/{ms}", any(nap))
+        .route("/take", any(take))
+        .route("/leak", get(leak))
+        .route("/spin", any(spin))
+        .route("/freeze", any(freeze))
+        .route("/panic", any(panic))
+        .route("/abort", any(abort))
+        .route("/close-control", any(close_control))
+}
+
+/// Sleeps, and tells in which process.
+async fn nap(Segment(ms): Segment<u64>) -> String {
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+    process::id().to_string()
+}
+
+/// Says nothing before it has the whole body.
+async fn take(body: Bytes) -> String {
+    body.len().to_string()
+}
+
+async fn leak() -> String {
+    let leaked = Box::leak(vec![1_u8; LEAK].into_boxed_slice());
+    hint::black_box(leaked);
+    process::id().to_string()
+}
+
+/// Blocks the worker's one thread.
+async fn spin() -> &'static str {
+    while hint::black_box(true) {}
+    "never"
+}
+
+/// As by SIGSTOP from outside, but of the very worker that has this request.
+async fn freeze() -> &'static str {
+    kill_process(getpid(), Signal::STOP).unwrap();
+    "thawed"
+}
+
+async fn panic() -> &'static str {
+    panic!("the handler's own fault")
+}
+
+async fn abort() -> &'static str {
+    process::abort()
+}
+
+/// Says nothing to the supervisor any more, and does not end.
+async fn close_control() -> &'static str {
+    let number = env::var("SERVERY_CONTROL_FD").unwrap().parse().unwrap();
+    let this = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+    let control = UnixStream::from(pidfd_getfd(this, number, PidfdGetfdFlags::empty()).unwrap());
+    CONTROL_IS_CLOSED.store(true, Ordering::SeqCst);
+    control.shutdown(std::net::Shutdown::Both).unwrap();
+    "closed"
+}
+
+/// What the program does from its next start on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Mood {
+    Good,
+    /// Two seconds later.
+    Slow,
+    ExitsAtOnce,
+    NeverReady,
+}
+
+/// The script.
+#[derive(Debug)]
+pub(crate) struct Program {
+    directory: TempDir,
+}
+
+impl Program {
+    /// A good one.
+    pub(crate) fn new() -> Self {
+        let directory = tempfile::Builder::new().prefix("servery-program-").tempdir().unwrap();
+        let program = Self { directory };
+        let this = env::current_exe().unwrap();
+        let text = format!(
+            "#!/bin/sh\nulimit -c 0\nMOOD=good\n[ -e \"$0.mood\" ] && read MOOD < \"$0.mood\"\nexport MOOD\n\
+             case $MOOD in\nexits) exit 3 ;;\nslow) sleep 2 ;;\nesac\n\
+             exec {this:?} --exact rogue::worker --nocapture --quiet\n"
+        );
+        program.write("app", &text);
+        program.is_now(Mood::Good);
+        program
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.directory.path().join("app")
+    }
+
+    /// The line of `[app_server]` that runs it.
+    pub(crate) fn line(&self) -> String {
+        format!("exec = {:?}", self.path())
+    }
+
+    pub(crate) fn is_now(&self, mood: Mood) {
+        let word = match mood {
+            Mood::Good => "good",
+            Mood::Slow => "slow",
+            Mood::ExitsAtOnce => "exits",
+            Mood::NeverReady => "mute",
+        };
+        self.write("app.mood", &format!("{word}\n"));
+    }
+
+    /// At once, and by another process: while this one writes, one of its other threads may start a child, which would hold
+    /// the program open for writing, and the kernel runs no such program.
+    fn write(&self, name: &str, text: &str) {
+        let script = "printf %s \"$2\" > \"$1.new\" && chmod 755 \"$1.new\" && mv \"$1.new\" \"$1\"";
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", script, "sh"]).arg(self.directory.path().join(name)).arg(text).stdin(Stdio::null());
+        assert!(shell.status().unwrap().success());
+    }
+}
