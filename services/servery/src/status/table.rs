@@ -2,7 +2,7 @@
 //! text whose columns are as wide as what is in them, and that cannot move a terminal's cursor.
 
 use serde_json::Value;
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 /// A worker's columns. The last one is as long as it is.
 const COLUMNS: [(&str, Align); 12] = [
@@ -76,7 +76,9 @@ fn row(node: &Value, worker: &Value) -> Row {
         text(&worker["position"]),
         text(&worker["generation"]),
         text(&worker["pid"]),
-        or_dash(worker["age_s"].as_u64().map(age)),
+        or_dash(
+            number("age_s").and_then(|age| Duration::try_from_secs_f64(age).ok()).map(|age| self::age(age.as_secs())),
+        ),
         text(&worker["slots"]),
         text(&worker["busy"]),
         text(&worker["served"]),
@@ -160,7 +162,7 @@ mod tests {
     fn worker() -> Value {
         json!({
             "position": 1, "generation": 7, "pid": 4242, "state": "ready", "slots": 256, "busy": 3, "served": 120_000,
-            "restarts": 3, "restarts_by_cause": {"reload": 1, "exit": 2, "heartbeat": 0}, "age_s": 7500,
+            "restarts": 3, "restarts_by_cause": {"reload": 1, "exit": 2, "heartbeat": 0}, "age_s": 7500.25,
             "cpu": 0.256, "memory_bytes": 50_331_648,
         })
     }
