@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = f"servery-test-{zlib.crc32(str(ROOT).encode()):08x}"
 IMAGE = "servery"
 BINARY = "/usr/local/bin/servery"
+SHELL_IMAGE = "rust:1.95-slim-bookworm"  # the one that the Dockerfile builds on, for what needs a shell
 MAX_IMAGE_BYTES = 40_000_000
 ROLES = {"balancer": 1, "app": 3, "cert-sidecar": 1}  # service -> containers, as compose.yaml starts them
 # What is proved is that nothing fails; how fast it is on a machine that builds and tests at the same time says little.
@@ -144,6 +145,14 @@ def registered(count):
     _, _, body = get(f"http://127.0.0.1:{ADMIN}/status")
     states = [node["state"] for app in json.loads(body)["apps"] for node in app["nodes"]]
     expect(states == ["ready"] * count, f"nodes: {states}, wanted {count} ready")
+
+
+def generations(wanted):
+    """The balancer knows exactly these workers, all of them ready."""
+    _, _, body = get(f"http://127.0.0.1:{ADMIN}/status")
+    workers = [worker for app in json.loads(body)["apps"] for node in app["nodes"] for worker in node["workers"]]
+    found = [worker["generation"] for worker in workers if worker["state"] == "ready"]
+    expect(len(workers) == len(found) and found == wanted, f"generations {found} of {len(workers)} workers")
 
 
 def targets_up(wanted):
@@ -269,7 +278,7 @@ def smoke_test():
 
 
 def nothing_fails_while_the_cluster_changes():
-    """k6's load; meanwhile 3 -> 6 app-servers, a cert-sidecar restart, -> 2 app-servers."""
+    """k6's load; meanwhile 3 -> 6 app-servers, fresh workers for all, a cert-sidecar restart, -> 2 app-servers."""
     context = trusting_the_root()
     words = ["docker", "compose", "run", "--rm", *k6_settings(**LOAD), "k6", "run", "--quiet", "load.js"]
     load = subprocess.Popen(
@@ -283,6 +292,8 @@ def nothing_fails_while_the_cluster_changes():
         seen = answered_by(context)
         expect(len(seen) == 6, f"of 6 nodes only {sorted(seen)} answer")
         print(f"    6 app-servers answer after {time.monotonic() - begun:.1f} s")
+        docker("kill", "--signal", "HUP", *containers("app"))
+        eventually(lambda: generations([2] * 12))
         compose("restart", "cert-sidecar")
         shrinking = time.monotonic()
         compose("up", "--wait", "--scale", "app=2")
@@ -323,6 +334,60 @@ def a_restarted_balancer_has_its_nodes_back():
     expect(len(seen) == 3, f"of 3 nodes only {sorted(seen)} answer")
 
 
+@contextlib.contextmanager
+def alone(*options, image=IMAGE, words=()):
+    """A container with an app-server that serves by itself, as its first process."""
+    container = docker("run", "-d", "--network", "none", *options, image, *words).strip()
+    try:
+        yield container
+    finally:
+        docker("rm", "-f", container)
+
+
+def workers_of(container, binary=BINARY):
+    status = json.loads(docker("exec", container, binary, "status", "--json", "--admin", "127.0.0.1:9180"))
+    expect(status["ready"], f"not ready: {status}")
+    return status["apps"][0]["nodes"][0]["workers"]
+
+
+def a_quota_decides_how_many_workers_there_are():
+    for cpus in range(1, min(os.cpu_count() or 1, 2) + 1):
+        with alone("--cpus", str(cpus), "--read-only", words=["app", "--workers", "auto"]) as container:
+            workers = eventually(lambda: workers_of(container))
+            expect(len(workers) == cpus, f"{len(workers)} workers with {cpus} CPUs")
+
+
+def the_first_process_reaps_what_workers_leave_behind():
+    """A worker that starts a process which loses its parent and ends: in an image with a shell, with our binary in it."""
+    binary = Path(f"/tmp/{PROJECT}-servery")
+    worker = "#!/bin/sh\nfor n in 1 2 3; do (sleep 0.1 &) ; done\nexec /servery worker\n"
+    program = Path(f"/tmp/{PROJECT}-worker")
+    made = docker("create", IMAGE).strip()
+    try:
+        docker("cp", f"{made}:{BINARY}", str(binary))
+        program.write_text(worker)
+        program.chmod(0o755)
+        mounts = ["-v", f"{binary}:/servery:ro", "-v", f"{program}:/worker:ro"]
+        words = ["/servery", "app", "--workers", "2", "--exec", "/worker"]
+        with alone(*mounts, image=SHELL_IMAGE, words=words) as container:
+            eventually(lambda: expect(len(workers_of(container, "/servery")) == 2, "not two workers"))
+            for _ in range(5):
+                docker("kill", "--signal", "HUP", container)
+                eventually(lambda: expect({w["state"] for w in workers_of(container, "/servery")} == {"ready"}, "reloading"))
+
+            def no_zombies():
+                first = json.loads(docker("inspect", container))[0]["State"]["Pid"]
+                children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+                states = [Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[0] for child in children]
+                expect("Z" not in states and len(states) == 2, f"children of the first process: {states}")
+
+            eventually(no_zombies)
+    finally:
+        docker("rm", made)
+        binary.unlink(missing_ok=True)
+        program.unlink(missing_ok=True)
+
+
 def stopped_containers_have_ended_well():
     ids = [id for service in ROLES for id in containers(service)]
     for container in inspect(*ids):
@@ -357,6 +422,8 @@ CHECKS = [
     nothing_fails_while_the_cluster_changes,
     a_new_node_enrols_with_the_restarted_sidecar,
     a_restarted_balancer_has_its_nodes_back,
+    a_quota_decides_how_many_workers_there_are,
+    the_first_process_reaps_what_workers_leave_behind,
     stopped_containers_have_ended_well,
 ]
 

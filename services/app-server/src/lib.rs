@@ -38,7 +38,6 @@ mod crash;
 pub mod demo;
 mod ledger;
 mod life;
-mod log_file;
 mod metrics;
 mod pid_file;
 mod pool;
@@ -69,7 +68,7 @@ use process::Program;
 use register::{Audience, Introduction, Registrar, StreamState, Streams};
 use roster::{Roster, State};
 use status::Status;
-use supervisor::{Sight, supervise};
+use supervisor::{Desk, Sight, supervise};
 use systemd::ServiceManager;
 use tenure::{Hatchery, Sockets};
 
@@ -89,10 +88,13 @@ pub async fn run(
     lifecycle: Lifecycle,
     mut commands: Commands,
 ) -> anyhow::Result<()> {
-    let program = match &config.exec {
+    let mut program = match &config.exec {
         Some(name) => Program::of_user(name)?,
         None => Program::built_in()?,
     };
+    if let Some(log_file) = &config.log_file {
+        program = program.logging_to(log_file);
+    }
     let discovery = Discovery::new(&shared.nameservers)?;
     let _pid_file = config.pid.as_deref().map(PidFile::claim).transpose()?;
     let bound = config.bind.as_ref().map(Bound::open).transpose()?;
@@ -171,9 +173,10 @@ pub async fn run(
             anyhow::Ok(registrar)
         };
         let sight = Sight { roster: roster.clone(), streams: streams.clone(), alone };
+        let desk = Desk { workers_max: config.workers_max, log_file: config.log_file.as_deref(), service: &service };
         tokio::select! {
             registrar = serving => registrar?,
-            never = supervise(&mut pool, &sight, config.workers_max, &mut commands, &service) => never,
+            never = supervise(&mut pool, &sight, &desk, &mut commands) => never,
         }
     };
 

@@ -37,6 +37,8 @@ pub(crate) enum Wanted {
     /// Finish what is in flight until then.
     Drain {
         until: Instant,
+        /// The node itself stops: nobody follows.
+        last: bool,
     },
     /// It has gone too far.
     Kill(Cause),
@@ -147,12 +149,12 @@ pub(crate) async fn live(
     // ready
     let mut heard = Instant::now();
     let mut stalled = false;
-    let drain_until = loop {
+    let (drain_until, last) = loop {
         tokio::select! {
             biased;
             how = &mut exit => return End::Died(how),
             changed = becomes(wanted, |wanted| wanted != Wanted::Serve) => match changed {
-                Wanted::Drain { until } => break until,
+                Wanted::Drain { until, last } => break (until, last),
                 Wanted::Kill(cause) => return End::Kill(cause),
                 Wanted::Serve | Wanted::Stop => return End::Unwanted,
             },
@@ -184,7 +186,7 @@ pub(crate) async fn live(
     observe(Event::Draining);
     let left = drain_until.saturating_duration_since(Instant::now());
     let graceful_timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
-    let told = timeout(ORDER, orders.send(order(Order::Drain(Drain { graceful_timeout_ms })))).await;
+    let told = timeout(ORDER, orders.send(order(Order::Drain(Drain { graceful_timeout_ms, last })))).await;
     if !matches!(told, Ok(Ok(()))) {
         return silent(&mut exit).await;
     }

@@ -85,7 +85,7 @@ impl<H: Hatch> Pool<H> {
             return false;
         }
         let Some((number, want)) = self.seats.pop_last() else { return false };
-        want.send_replace(Wanted::Drain { until: Instant::now() + self.common.graceful_timeout });
+        want.send_replace(Wanted::Drain { until: Instant::now() + self.common.graceful_timeout, last: false });
         self.ending.insert(number, want);
         self.common.turns.among(self.size());
         true
@@ -112,7 +112,7 @@ impl<H: Hatch> Pool<H> {
             want.send_if_modified(|wanted| {
                 let serving = *wanted == Wanted::Serve;
                 if serving {
-                    *wanted = Wanted::Drain { until };
+                    *wanted = Wanted::Drain { until, last: true };
                 }
                 serving
             });

@@ -223,7 +223,7 @@ impl<H: Hatch> Position<H> {
                 let (old, generation) = (serving.tenure.place.generation, fresh.tenure.place.generation);
                 tracing::info!(worker = self.number, old, generation, cause = cause.as_str(), "a worker is replaced");
                 let until = Instant::now() + self.common.graceful_timeout;
-                serving.tenure.want(Wanted::Drain { until });
+                serving.tenure.want(Wanted::Drain { until, last: false });
                 self.leaving = Some(serving.tenure);
                 self.resting_until = None;
                 Some(fresh)

@@ -56,6 +56,8 @@ pub(crate) type Orders = FramedWrite<OwnedWriteHalf, Frames<FromWorker, FromSupe
 pub(crate) struct Program {
     path: PathBuf,
     arguments: Vec<OsString>,
+    /// Where its stderr goes already, to be opened anew when it is told to.
+    log_file: Option<PathBuf>,
 }
 
 /// Why there is nothing to run.
@@ -79,7 +81,7 @@ impl Program {
     /// The demo application in the worker role of this very program.
     pub(crate) fn built_in() -> Result<Self, ProgramError> {
         let path = env::current_exe().map_err(ProgramError::Ourselves)?;
-        Ok(Self { path, arguments: vec!["worker".into()] })
+        Ok(Self { path, arguments: vec!["worker".into()], log_file: None })
     }
 
     /// A user's own program: as a shell would find it.
@@ -98,12 +100,17 @@ impl Program {
         if access(&path, Access::EXEC_OK).is_err() {
             return Err(ProgramError::NotExecutable(path));
         }
-        Ok(Self { path, arguments: Vec::new() })
+        Ok(Self { path, arguments: Vec::new(), log_file: None })
     }
 
     #[cfg(test)]
     pub(crate) fn of_test(path: PathBuf, arguments: Vec<OsString>) -> Self {
-        Self { path, arguments }
+        Self { path, arguments, log_file: None }
+    }
+
+    /// The supervisor's stderr, which it inherits, is this file.
+    pub(crate) fn logging_to(self, log_file: &Path) -> Self {
+        Self { log_file: Some(log_file.to_owned()), ..self }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -149,6 +156,9 @@ impl Process {
             .env("SERVERY_PARENT", process::id().to_string())
             .stdin(Stdio::null())
             .process_group(0);
+        if let Some(log_file) = &program.log_file {
+            command.env("SERVERY_LOG_FILE", log_file);
+        }
         // what the service manager says is said to the supervisor
         for name in NOT_FOR_WORKERS {
             command.env_remove(name);

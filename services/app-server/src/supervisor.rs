@@ -2,7 +2,6 @@
 //! ones for all, and log files that are opened anew.
 
 use crate::{
-    log_file,
     pool::Pool,
     register::Streams,
     roster::{Roster, Row, State},
@@ -12,7 +11,7 @@ use crate::{
 };
 use chassis::lifecycle::{Command, Commands};
 use futures_util::future::OptionFuture;
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 /// Between two looks at the requests that wait.
@@ -29,14 +28,17 @@ pub(crate) struct Sight {
     pub(crate) alone: bool,
 }
 
+/// What the supervisor goes by, and whom it tells.
+#[derive(Clone, Copy)]
+pub(crate) struct Desk<'a> {
+    pub(crate) workers_max: u32,
+    pub(crate) log_file: Option<&'a Path>,
+    pub(crate) service: &'a ServiceManager,
+}
+
 /// Supervises for ever.
-pub(crate) async fn supervise(
-    pool: &mut Pool<Hatchery>,
-    sight: &Sight,
-    workers_max: u32,
-    commands: &mut Commands,
-    service: &ServiceManager,
-) -> ! {
+pub(crate) async fn supervise(pool: &mut Pool<Hatchery>, sight: &Sight, desk: &Desk<'_>, commands: &mut Commands) -> ! {
+    let Desk { workers_max, log_file, service } = *desk;
     let mut scaler = Scaler::new(pool.size(), workers_max);
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -68,7 +70,9 @@ pub(crate) async fn supervise(
                     }
                 }
                 Command::Reopen => {
-                    log_file::reopen();
+                    if let Some(log_file) = log_file {
+                        chassis::log_file::reopen(log_file);
+                    }
                     pool.hatchery().reopen();
                 }
             },

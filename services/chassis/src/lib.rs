@@ -9,4 +9,5 @@ pub mod durable;
 pub mod identity;
 pub mod lifecycle;
 pub mod listen;
+pub mod log_file;
 pub mod telemetry;

@@ -1,5 +1,5 @@
-//! Logging and metrics of a process. In: `SERVERY_LOG`. Out: log lines on stderr and the handle that renders the
-//! metrics. The access log is not here: the balancer writes it itself, on stdout.
+//! Logging and metrics of a process. In: `SERVERY_LOG`. Out: log lines on stderr (which may be a `log_file` by then) and the
+//! handle that renders the metrics. The access log is not here: the balancer writes it itself, on stdout.
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use std::io::IsTerminal as _;

@@ -159,8 +159,18 @@ pub(crate) fn command() -> Command {
         )
         .subcommand(
             Command::new("status")
-                .about("Nodes, workers, queue and certificates of a running cluster, as its balancer sees them")
+                .about("Nodes, workers, queue and certificates, as a balancer sees them or a node by itself (--bind)")
                 .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("The whole of it as JSON"))
+                .arg(
+                    Arg::new("watch")
+                        .long("watch")
+                        .value_name("SECONDS")
+                        .num_args(0..=1)
+                        .default_missing_value("2")
+                        .value_parser(value_parser!(u64).range(1..=3600))
+                        .conflicts_with("json")
+                        .help("Again and again until Ctrl-C, every so many seconds [2]"),
+                )
                 .arg(config())
                 .arg(admin()),
         )

@@ -4,7 +4,7 @@ use crate::{USAGE, cli};
 use chassis::{
     config::{Layers, Problems, Reader, Shared},
     lifecycle::{self, Interrupt, Lifecycle},
-    telemetry,
+    log_file, telemetry,
 };
 use clap::ArgMatches;
 use std::{
@@ -66,6 +66,12 @@ pub(crate) fn run(role: cli::Role, given: &ArgMatches) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
+    // before anything is logged, and before there is a child that would inherit another stderr
+    let log_file = sections.app_server.log_file.as_deref().filter(|_| role == cli::Role::App);
+    if let Some(Err(error)) = log_file.map(log_file::redirect) {
+        eprintln!("servery {}: {error}", role.command());
+        return ExitCode::FAILURE;
+    }
     match live(role, sections) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

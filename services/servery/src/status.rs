@@ -1,132 +1,125 @@
-//! `servery status`: the balancer's `/status` as a table for a person, or as it is for a program.
+//! `servery status`: what a balancer knows of its cluster, or a node that serves by itself of its workers: as a table for a
+//! person, once or again and again, or as it is for a program.
 
 use crate::{USAGE, ask, cli};
+use bytes::Bytes;
 use clap::ArgMatches;
 use serde_json::Value;
-use std::{fmt::Write as _, process::ExitCode, time::Duration};
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    net::SocketAddr,
+    process::ExitCode,
+    time::Duration,
+};
 
+mod table;
+
+use table::table;
+
+/// For one answer.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Exit 0 with the status on stdout, 1 when nobody answers.
+/// An empty screen, and the cursor at its top left (ECMA-48: ED, CUP).
+const CLEAR: &str = "\u{1b}[2J\u{1b}[H";
+
+/// Exit 0 with the status on stdout, 1 when nobody answers. With `--watch` it goes on until Ctrl-C.
 pub(crate) fn run(given: &ArgMatches) -> ExitCode {
-    let address = match ask::addresses(given, &[cli::Role::Balancer]) {
-        Ok(addresses) => addresses.first().copied(),
+    // a machine runs a balancer or a node by itself, and its configuration may name both: whoever answers is it
+    let addresses = match ask::addresses(given, &[cli::Role::Balancer, cli::Role::App]) {
+        Ok(addresses) => addresses,
         Err(problems) => {
             eprintln!("{problems}");
             return ExitCode::from(USAGE);
         }
     };
-    let Some(address) = address else {
-        eprintln!("servery status: the balancer's admin listener is off: name another process with --admin");
+    if addresses.is_empty() {
+        eprintln!("servery status: the admin listeners are off: name another process with --admin");
         return ExitCode::from(USAGE);
-    };
-    let answer = cli::runtime().and_then(|runtime| runtime.block_on(ask::get(address, "/status", LIMIT)));
-    let body = match answer {
-        Ok((200, body)) => body,
-        Ok((status, _)) => {
-            eprintln!("servery status: {address} answers {status}: is that a Servery admin address? See --admin.");
-            return ExitCode::FAILURE;
-        }
+    }
+    let runtime = match cli::runtime() {
+        Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("servery status: {address} does not answer ({error}). Name the admin address with --admin.");
+            eprintln!("servery status: {error}");
             return ExitCode::FAILURE;
         }
     };
-    match serde_json::from_slice::<Value>(&body) {
-        Ok(status) if given.get_flag("json") => cli::print(&format!("{status:#}\n")),
-        Ok(status) => cli::print(&table(&status)),
-        Err(error) => {
-            eprintln!("servery status: {address} answered no JSON: {error}");
-            return ExitCode::FAILURE;
-        }
+    match given.get_one::<u64>("watch") {
+        Some(seconds) => runtime.block_on(watch(&addresses, Duration::from_secs(*seconds))),
+        None => match runtime.block_on(ask_any(&addresses)) {
+            Ok(status) if given.get_flag("json") => cli::print(&format!("{status:#}\n")),
+            Ok(status) => cli::print(&table(&status)),
+            Err(message) => {
+                eprintln!("servery status: {message}");
+                return ExitCode::FAILURE;
+            }
+        },
     }
     ExitCode::SUCCESS
 }
 
-fn text(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Null => "-".to_owned(),
-        other => other.to_string(),
+/// A fresh table every time; who does not answer may do so next time. Ends with Ctrl-C, or when nobody reads any more.
+async fn watch(addresses: &[SocketAddr], every: Duration) {
+    let clear = if io::stdout().is_terminal() { CLEAR } else { "" };
+    let shown = async {
+        loop {
+            let text = match ask_any(addresses).await {
+                Ok(status) => table(&status),
+                Err(message) => format!("{message}\nAsking again every {} s.\n", every.as_secs()),
+            };
+            let mut stdout = io::stdout().lock();
+            if stdout.write_all(format!("{clear}{text}").as_bytes()).and_then(|()| stdout.flush()).is_err() {
+                return;
+            }
+            drop(stdout);
+            tokio::time::sleep(every).await;
+            if clear.is_empty() && io::stdout().write_all(b"\n").is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = shown => {}
+        _ = tokio::signal::ctrl_c() => {}
     }
 }
 
-fn each<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
-    value[key].as_array().into_iter().flatten()
-}
-
-fn table(status: &Value) -> String {
-    let mut out = String::new();
-    let ready = if status["ready"].as_bool() == Some(true) { "ready" } else { "not ready" };
-    // writing to a String cannot fail
-    let _ = writeln!(
-        out,
-        "{} {} {} of cluster {}, up {} s, {ready}",
-        text(&status["role"]),
-        text(&status["instance"]),
-        text(&status["version"]),
-        text(&status["cluster"]),
-        status["uptime_s"].as_f64().unwrap_or_default().round(),
-    );
-    for app in each(status, "apps") {
-        let _ = writeln!(out, "\napp {}: {} waiting", text(&app["name"]), text(&app["queue_depth"]));
-        let _ = writeln!(
-            out,
-            "  {:<28} {:<10} {:>3} {:>4} {:>8} {:>6} {:>6} {:>10} {:>8}",
-            "node", "state", "pos", "gen", "pid", "slots", "busy", "served", "restarts"
-        );
-        for node in each(app, "nodes") {
-            for worker in each(node, "workers") {
-                let _ = writeln!(
-                    out,
-                    "  {:<28} {:<10} {:>3} {:>4} {:>8} {:>6} {:>6} {:>10} {:>8}",
-                    text(&node["node"]),
-                    text(&worker["state"]),
-                    text(&worker["position"]),
-                    text(&worker["generation"]),
-                    text(&worker["pid"]),
-                    text(&worker["slots"]),
-                    text(&worker["busy"]),
-                    text(&worker["served"]),
-                    text(&worker["restarts"]),
-                );
+/// The first status of these addresses, or why there is none.
+async fn ask_any(addresses: &[SocketAddr]) -> Result<Value, String> {
+    let mut reasons = Vec::new();
+    for address in addresses {
+        match ask::get(*address, "/status", LIMIT).await {
+            Ok((200, body)) => return parse(*address, &body),
+            Ok((status, _)) => {
+                reasons.push(format!("{address} answers {status}: is that a Servery admin address? See --admin."));
+            }
+            Err(error) => {
+                reasons.push(format!("{address} does not answer ({error}). Name the admin address with --admin."));
             }
         }
     }
-    for certificate in each(status, "certificates") {
-        let names: Vec<_> = each(certificate, "names").map(text).collect();
-        let _ = writeln!(
-            out,
-            "\ncertificate {}: until {}, by {} ({})",
-            names.join(", "),
-            text(&certificate["not_after"]),
-            text(&certificate["issuer"]),
-            text(&certificate["source"]),
-        );
-    }
-    out
+    Err(reasons.join("\n"))
+}
+
+fn parse(address: SocketAddr, body: &Bytes) -> Result<Value, String> {
+    serde_json::from_slice(body).map_err(|error| format!("{address} answered no JSON: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use serde_json::json;
+    use crate::cli;
 
     #[test]
-    fn a_table_has_a_line_for_every_worker_and_certificate() {
-        let worker = |position| json!({"position": position, "generation": 7, "pid": 42, "state": "ready", "slots": 256, "busy": 3, "served": 12, "restarts": 0});
-        let status = json!({
-            "cluster": "servery", "role": "balancer", "instance": "b-1", "version": "0.1.0", "uptime_s": 3, "ready": true,
-            "apps": [{"name": "demo", "queue_depth": 2, "nodes": [{"node": "node-1", "workers": [worker(0), worker(1)]}]}],
-            "certificates": [{"names": ["localhost"], "not_after": "2027-01-01T00:00:00Z", "issuer": "Servery", "source": "internal"}],
-        });
-        let table = table(&status);
-        assert_eq!(table.lines().filter(|line| line.contains("node-1")).count(), 2);
-        assert!(table.contains("demo: 2 waiting") && table.contains("localhost: until 2027"), "{table}");
-    }
-
-    #[test]
-    fn a_status_with_holes_is_still_a_table() {
-        assert!(table(&json!({})).contains("not ready"));
+    fn watching_is_every_two_seconds_unless_told_and_makes_no_json() {
+        let watched = |line: &[&str]| {
+            let given = cli::command().try_get_matches_from([&["servery", "status"], line].concat())?;
+            Ok::<_, clap::Error>(given.subcommand_matches("status").and_then(|given| given.get_one("watch").copied()))
+        };
+        assert_eq!(watched(&[]).unwrap(), None::<u64>);
+        assert_eq!(watched(&["--watch"]).unwrap(), Some(2));
+        assert_eq!(watched(&["--watch", "--admin", ":9300"]).unwrap(), Some(2));
+        assert_eq!(watched(&["--watch", "10"]).unwrap(), Some(10));
+        for wrong in [&["--watch", "0"][..], &["--watch", "soon"], &["--watch", "--json"]] {
+            assert!(watched(wrong).is_err(), "{wrong:?}");
+        }
     }
 }

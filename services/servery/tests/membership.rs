@@ -254,24 +254,6 @@ async fn a_worker_killed_is_replaced_and_no_request_fails() {
 }
 
 #[tokio::test]
-async fn a_frozen_worker_is_replaced_and_no_request_fails() {
-    let cluster = plan().workers(2).with(Role::AppServer, "timeout = \"3s\"").start().await;
-    let (balancer, node) = (&cluster.balancers[0], &cluster.nodes[0]);
-    let load = load_on(&cluster.balancers, "/whoami").await;
-    let frozen = node.workers().into_iter().next().unwrap();
-    frozen.signal(Signal::STOP);
-    eventually("the frozen worker to be killed", SOON, async || {
-        ensure(!frozen.is_alive(), || format!("{frozen:?} is still there"))
-    })
-    .await;
-    cluster.complete(balancer, 1, SOON).await;
-    load.answered(50).await;
-    load.stop_without_failure().await;
-    let restarts = node.metrics().await.unwrap().sum("servery_app_server_worker_restarts_total", &[]);
-    assert!((restarts - 1.0).abs() < 0.5, "{restarts} restarts counted");
-}
-
-#[tokio::test]
 async fn a_frozen_supervisor_is_left_out_until_it_speaks_again() {
     let cluster = plan().nodes(2).with(Role::AppServer, "heartbeat = \"500ms\"").start().await;
     let balancer = &cluster.balancers[0];

@@ -2,10 +2,13 @@
 //! nothing of the inside. The application's own answers never pass here.
 
 use axum::body::Body;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
-/// The name under which the balancer sends each request's id.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The name of the field with each request's id.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The whole answer to a head that does not arrive: there is no request to which a response could be made.
+pub(crate) const LATE_HEAD: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// A longer id, or one with other signs than these, is not repeated.
 const LONGEST_ID: usize = 128;
@@ -15,6 +18,18 @@ const LONGEST_ID: usize = 128;
 pub(crate) enum Answer {
     /// Without the node's pass, or with a wrong one.
     Denied,
+    /// Not what HTTP/1.1 asks for.
+    NoHost,
+    /// Method, target and version are too long.
+    LineTooLong,
+    /// Too many header fields, or one that is too large.
+    FieldsTooLarge,
+    /// Said to be, or is.
+    BodyTooLarge,
+    /// The body stopped arriving.
+    BodyStalled,
+    /// No slot became free in time.
+    Crowded,
     /// All slots are busy: may be tried elsewhere.
     Busy,
     /// About to stop: may be tried elsewhere.
@@ -31,7 +46,12 @@ impl Answer {
     pub(crate) fn status(self) -> StatusCode {
         match self {
             Self::Denied => StatusCode::FORBIDDEN,
-            Self::Busy | Self::Draining | Self::Gone => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoHost => StatusCode::BAD_REQUEST,
+            Self::LineTooLong => StatusCode::URI_TOO_LONG,
+            Self::FieldsTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyStalled => StatusCode::REQUEST_TIMEOUT,
+            Self::Crowded | Self::Busy | Self::Draining | Self::Gone => StatusCode::SERVICE_UNAVAILABLE,
             Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -43,20 +63,36 @@ impl Answer {
             Self::Busy => Some("busy"),
             Self::Draining => Some("draining"),
             Self::Gone => Some("gone"),
-            Self::Denied | Self::TimedOut | Self::Panicked => None,
+            Self::Denied
+            | Self::NoHost
+            | Self::LineTooLong
+            | Self::FieldsTooLarge
+            | Self::BodyTooLarge
+            | Self::BodyStalled
+            | Self::Crowded
+            | Self::TimedOut
+            | Self::Panicked => None,
         }
     }
 
     fn closes(self) -> bool {
         match self {
             Self::Draining | Self::Gone | Self::Denied => true,
-            Self::Busy | Self::TimedOut | Self::Panicked => false,
+            // what else such a client has sent is not worth reading
+            Self::NoHost | Self::LineTooLong | Self::FieldsTooLarge | Self::BodyTooLarge | Self::BodyStalled => true,
+            Self::Crowded | Self::Busy | Self::TimedOut | Self::Panicked => false,
         }
     }
 
     fn title(self) -> &'static str {
         match self {
             Self::Denied => "This address answers balancers only",
+            Self::NoHost => "The request has no Host field, or more than one",
+            Self::LineTooLong => "The request line is too long",
+            Self::FieldsTooLarge => "The header fields are too many or too large",
+            Self::BodyTooLarge => "The request's body is too large",
+            Self::BodyStalled => "The request's body stopped arriving",
+            Self::Crowded => "The server is busy",
             Self::Busy => "All slots of this worker are busy",
             Self::Draining => "This worker is about to stop",
             Self::Gone => "This worker is gone",
@@ -65,11 +101,11 @@ impl Answer {
         }
     }
 
-    /// The whole response to a request with these headers.
-    pub(crate) fn response(self, request: &HeaderMap) -> Response<Body> {
+    /// The whole response to a request with this id.
+    pub(crate) fn response(self, id: Option<&HeaderValue>) -> Response<Body> {
         let status = self.status();
         let mut problem = format!(r#"{{"title":"{}","status":{}"#, self.title(), status.as_u16());
-        if let Some(id) = request_id(request) {
+        if let Some(id) = plain_id(id) {
             problem.push_str(r#","request_id":""#);
             problem.push_str(id);
             problem.push('"');
@@ -83,6 +119,9 @@ impl Answer {
         if let Some(reason) = self.refused() {
             headers.insert(proto::REFUSED_HEADER, HeaderValue::from_static(reason));
         }
+        if self == Self::Crowded {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
         if self.closes() {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -91,16 +130,16 @@ impl Answer {
 }
 
 /// The request's id, where it can stand in JSON and in a log line as it is.
-pub(crate) fn request_id(request: &HeaderMap) -> Option<&str> {
-    let id = request.get(REQUEST_ID)?.to_str().ok()?;
+pub(crate) fn plain_id(id: Option<&HeaderValue>) -> Option<&str> {
+    let id = id?.to_str().ok()?;
     let plain = |sign: char| sign.is_ascii_alphanumeric() || matches!(sign, '-' | '_' | '.' | ':' | '/' | '+' | '=');
-    (id.len() <= LONGEST_ID && id.chars().all(plain)).then_some(id)
+    ((1..=LONGEST_ID).contains(&id.len()) && id.chars().all(plain)).then_some(id)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Answer, request_id};
-    use http::{HeaderMap, HeaderValue};
+    use super::{Answer, plain_id};
+    use http::HeaderValue;
 
     #[test]
     fn only_what_reached_no_application_may_be_tried_elsewhere() {
@@ -109,10 +148,16 @@ mod tests {
             (Answer::Busy, Some("busy")),
             (Answer::Draining, Some("draining")),
             (Answer::Gone, Some("gone")),
+            (Answer::NoHost, None),
+            (Answer::LineTooLong, None),
+            (Answer::FieldsTooLarge, None),
+            (Answer::BodyTooLarge, None),
+            (Answer::BodyStalled, None),
+            (Answer::Crowded, None),
             (Answer::TimedOut, None),
             (Answer::Panicked, None),
         ] {
-            let response = answer.response(&HeaderMap::new());
+            let response = answer.response(None);
             let said = response.headers().get(proto::REFUSED_HEADER).map(|value| value.to_str().unwrap());
             assert_eq!(said, refused, "{answer:?}");
         }
@@ -120,10 +165,8 @@ mod tests {
 
     #[test]
     fn an_id_that_could_break_the_json_is_left_out() {
-        let mut headers = HeaderMap::new();
-        for (id, repeated) in [("01J9-x_y", true), ("a\"b", false), ("a\\b", false), ("a b", false)] {
-            headers.insert("x-request-id", HeaderValue::from_static(id));
-            assert_eq!(request_id(&headers).is_some(), repeated, "{id}");
+        for (id, repeated) in [("01J9-x_y", true), ("", false), ("a\"b", false), ("a\\b", false), ("a b", false)] {
+            assert_eq!(plain_id(Some(&HeaderValue::from_static(id))).is_some(), repeated, "{id}");
         }
     }
 }

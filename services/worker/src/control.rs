@@ -5,7 +5,7 @@
 //! A supervisor that does not read (stopped, say) must not stop the worker: while bytes of ours are still unsent no
 //! further heartbeat is made, and the counts wait for the next one.
 
-use crate::{Error, frames::Frames, front::Front};
+use crate::{Error, frames::Frames, front::Front, log_file, stream::Listener};
 use axum::Router;
 use futures_util::{SinkExt, StreamExt};
 use proto::worker::{
@@ -14,8 +14,8 @@ use proto::worker::{
 };
 use std::{io, sync::Arc, time::Duration};
 use tokio::{
-    net::{TcpListener, UnixStream, unix::OwnedReadHalf},
-    task::JoinSet,
+    net::{UnixStream, unix::OwnedReadHalf},
+    task::{JoinSet, spawn_blocking},
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::codec::{FramedRead, FramedWrite};
@@ -36,15 +36,18 @@ type Protocol = Frames<FromSupervisor, FromWorker>;
 type Orders = FramedRead<OwnedReadHalf, Protocol>;
 
 /// Serves the router on an accepted worker's two sockets until the supervisor ends it.
-pub(crate) async fn serve_on(listener: TcpListener, control: UnixStream, router: Router) -> Result<(), Error> {
+pub(crate) async fn serve_on(listener: Listener, control: UnixStream, router: Router) -> Result<(), Error> {
     let (read, write) = control.into_split();
     let mut orders = FramedRead::new(read, Protocol::new());
     let mut news = FramedWrite::new(write, Protocol::new());
 
     let configure = timeout(CONFIGURATION, configuration(&mut orders)).await.map_err(|_| Error::Unconfigured)??;
-    let front = Front::new(&configure, router);
+    let front = Front::new(&configure, router)?;
     let mut accepting = JoinSet::new();
     accepting.spawn(Arc::clone(&front).accept(listener));
+    if let Some(access) = front.access_log() {
+        accepting.spawn(Arc::clone(access).keep_flushed());
+    }
     let ready = Ready { protocol_version: proto::PROTOCOL_VERSION, capacity: configure.capacity };
     news.feed(message(News::Ready(ready))).await.map_err(Error::Control)?;
 
@@ -62,9 +65,18 @@ pub(crate) async fn serve_on(listener: TcpListener, control: UnixStream, router:
                     drain_until = Some(Instant::now() + within);
                     front.drain();
                 }
-                Some(Order::Stop(_)) => return Ok(()),
+                Some(Order::Stop(_)) => {
+                    finish(&front).await;
+                    return Ok(());
+                }
+                Some(Order::Reopen(_)) => {
+                    log_file::reopen();
+                    if let Some(access) = front.access_log() {
+                        access.reopen();
+                    }
+                }
                 // said once; and what a newer supervisor says that we do not know
-                Some(Order::Configure(_) | Order::Reopen(_)) | None => {}
+                Some(Order::Configure(_)) | None => {}
             },
             sent = news.flush(), if unsent => sent.map_err(|_| Error::SupervisorGone)?,
             () = front.empty(), if drain_until.is_some() => break,
@@ -72,7 +84,7 @@ pub(crate) async fn serve_on(listener: TcpListener, control: UnixStream, router:
                 tracing::warn!(connections = front.connections(), "drain: time is up, cutting what is left");
                 break;
             }
-            () = front.slots.changed(), if !soon => heartbeat_at = Instant::now() + COALESCE,
+            () = front.slots.counts.changed(), if !soon => heartbeat_at = Instant::now() + COALESCE,
             () = sleep_until(heartbeat_at), if !unsent => {
                 let heartbeat = front.slots.heartbeat();
                 news.feed(message(News::Heartbeat(heartbeat))).await.map_err(Error::Control)?;
@@ -84,9 +96,18 @@ pub(crate) async fn serve_on(listener: TcpListener, control: UnixStream, router:
         news.feed(message(News::Heartbeat(front.slots.heartbeat()))).await?;
         news.send(message(News::Drained(Drained {}))).await
     };
+    finish(&front).await;
     // nobody is harmed if the supervisor does not hear it: it sees the exit
     let _ = timeout(FAREWELL, last).await;
     Ok(())
+}
+
+/// Writes what the access log still has to say.
+async fn finish(front: &Front) {
+    if let Some(access) = front.access_log().cloned() {
+        // a log that cannot be written must not keep the worker from ending
+        let _ = timeout(FAREWELL, spawn_blocking(move || access.finish())).await;
+    }
 }
 
 async fn configuration(orders: &mut Orders) -> Result<Configure, Error> {

@@ -1,103 +1,119 @@
-//! The HTTP/1.1 front of a worker: come in connections from balancers, go out requests to the application, one per slot,
-//! and its answers. It never queues: what it cannot run at once it refuses, in a way that the balancer may take elsewhere.
+//! The HTTP/1.1 front of a worker: come in connections, go out requests to the application, one per slot, and its
+//! answers. Behind a balancer it never queues: what it cannot run at once it refuses, in a way that the balancer may take
+//! elsewhere. Alone it does, because there is nobody else who could.
 //!
-//! A request's way: the pass (403 without it), draining (503), a slot (503), the application under its time limit (504,
-//! and its future is dropped) with panics caught (500), and the answer's body, which holds the slot until it has ended.
+//! A request's way: its limits (4xx), the pass (403 without it), draining (503, behind a balancer only), a slot (503), the
+//! application under its time limit (504, and its future is dropped) with panics caught (500), and the answer's body,
+//! which holds the slot until it has ended.
 
 use crate::{
-    Placement,
-    answer::{Answer, request_id},
+    Error, Placement,
+    accept::Accepted,
+    access::AccessLog,
+    answer::Answer,
+    conversation::Conversation,
+    edge::Edge,
+    held::{Asked, Held, Lasting},
+    limits::Limits,
+    open::Open,
+    pass::{Pass, Seldom},
+    proxy_protocol,
     slots::{Slot, Slots},
-    socket::{Open, Socket},
+    socket::{Socket, Times},
+    stream::Stream,
+    taken::Taken,
 };
 use axum::{Router, body::Body};
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body::{Frame, SizeHint};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use proto::worker::Configure;
-use std::{
-    convert::Infallible,
-    io,
-    net::SocketAddr,
-    panic::AssertUnwindSafe,
-    pin::{Pin, pin},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Poll, ready},
-    time::{Duration, Instant},
-};
-use subtle::ConstantTimeEq;
+use std::{convert::Infallible, net::SocketAddr, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 use tokio::{
-    net::{TcpListener, TcpStream},
     sync::watch,
-    task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tower::ServiceExt;
 
 /// Every header of ours begins so.
 const OURS: &str = "servery-";
 
-/// Most connections of a worker at once. Balancers keep a few idle ones per core; tunnels count too.
-const MOST_CONNECTIONS: usize = 8192;
-
-/// How long a connection may be idle, or a request's head take. Balancers close idle connections long before, so that
-/// a request never meets a connection that we are just closing.
+/// How long a balancer's connection may be idle. Balancers close idle connections long before, so that a request never
+/// meets a connection that we are just closing.
 const IDLE: Duration = Duration::from_secs(300);
 
-/// A balancer has checked the number of a client's fields and added its own to them.
-const MOST_FIELDS: usize = 256;
-
-/// How long idle connections stay open after draining began: a request that is on its way meets a refusal that says
-/// "elsewhere", not a closed connection.
+/// How long idle connections of balancers stay open after draining began: a request that is on its way meets a refusal
+/// that says "elsewhere", not a closed connection.
 const DRAIN_LINGER: Duration = Duration::from_millis(100);
 
-/// Time to wait where accepting failed for want of descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a new connection of a client keeps a slot for its first request.
+const RESERVATION: Duration = Duration::from_millis(100);
+
+/// A balancer gives up a client that takes nothing after between one and two of its own limits; we do so later, lest it
+/// look like our fault.
+const BALANCERS_PATIENCE: u32 = 3;
 
 /// What all connections of a worker share.
 pub(crate) struct Front {
     router: Router,
     placement: Placement,
-    /// The node's pass as the header carries it; empty: none is asked for.
-    pass: Vec<u8>,
-    /// To the response head; zero: no limit.
+    pass: Pass,
+    limits: Limits,
+    /// To the response head, then between two parts of its body; zero: no limit.
     limit: Duration,
+    /// There when clients come by themselves.
+    edge: Option<Edge>,
     pub(crate) slots: Arc<Slots>,
-    open: Arc<Open>,
+    pub(crate) open: Arc<Open>,
     draining: watch::Sender<bool>,
-    denials: Mutex<Denials>,
-}
-
-/// Keeps the log readable when somebody knocks without a pass.
-#[derive(Debug, Default)]
-struct Denials {
-    logged: Option<Instant>,
-    unlogged: u64,
+    strangers: Seldom,
 }
 
 impl Front {
-    pub(crate) fn new(configure: &Configure, router: Router) -> Arc<Self> {
-        Arc::new(Self {
+    pub(crate) fn new(configure: &Configure, router: Router) -> Result<Arc<Self>, Error> {
+        let placement = Placement::new(configure);
+        let edge = match &configure.edge {
+            Some(edge) => {
+                let path = Some(edge.access_log.as_str()).filter(|path| !path.is_empty());
+                let access = path.map(|path| AccessLog::start(path, &placement)).transpose()?;
+                Some(Edge::new(edge, access)?)
+            }
+            None => None,
+        };
+        Ok(Arc::new(Self {
             router,
-            placement: Placement::new(configure),
-            pass: lower_hex(&configure.pass),
+            placement,
+            pass: Pass::new(&configure.pass),
+            limits: Limits::new(configure.limits, edge.is_none()),
             limit: Duration::from_millis(configure.timeout_ms.into()),
+            edge,
             slots: Slots::new(configure.capacity),
             open: Open::new(),
             draining: watch::Sender::new(false),
-            denials: Mutex::default(),
-        })
+            strangers: Seldom::default(),
+        }))
+    }
+
+    /// Clients come by themselves, to a socket that the node's other workers share.
+    pub(crate) fn stands_alone(&self) -> bool {
+        self.edge.is_some()
+    }
+
+    pub(crate) fn access_log(&self) -> Option<&Arc<AccessLog>> {
+        self.edge.as_ref()?.access.as_ref()
     }
 
     /// Refuses new requests from now on and lets idle connections go.
     pub(crate) fn drain(&self) {
         self.draining.send_replace(true);
+    }
+
+    /// Until [`Self::drain`] is called.
+    pub(crate) async fn drained(&self) {
+        // the sender is ours and lives, so this cannot fail
+        let _ = self.draining.subscribe().wait_for(|draining| *draining).await;
     }
 
     /// Until no connection is open any more, tunnels included.
@@ -109,144 +125,225 @@ impl Front {
         self.open.count()
     }
 
-    /// Accepts until it is dropped, which ends every connection that is left.
-    pub(crate) async fn accept(self: Arc<Self>, listener: TcpListener) {
-        let mut connections = JoinSet::new();
-        loop {
-            tokio::select! {
-                accepted = listener.accept(), if self.open.count() < MOST_CONNECTIONS => match accepted {
-                    Ok((stream, peer)) => {
-                        connections.spawn(Arc::clone(&self).serve(stream, peer));
-                    }
-                    Err(error) if died_in_the_backlog(&error) => {}
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept connections just now");
-                        sleep(ACCEPT_PAUSE).await;
-                    }
-                },
-                Some(ended) = connections.join_next() => {
-                    if ended.is_err_and(|error| error.is_panic()) {
-                        tracing::error!("the application panicked while its answer was being sent: the answer is cut");
-                    }
-                }
-            }
-        }
-    }
-
-    async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        // answers are written whole; waiting for more would only delay them
-        let _ = stream.set_nodelay(true);
-        let tunnel = Arc::new(AtomicBool::new(false));
-        let socket = Socket::new(stream, &self.open, Arc::clone(&tunnel));
-        let service = service_fn(|request| Arc::clone(&self).answer(request, peer, Arc::clone(&tunnel)));
-        let mut connection = pin!(
-            http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(IDLE)
-                .max_headers(MOST_FIELDS)
-                .serve_connection(TokioIo::new(socket), service)
-                .with_upgrades()
-        );
+    /// One connection to its end.
+    pub(crate) async fn serve(self: Arc<Self>, accepted: Accepted) {
+        let Accepted { mut stream, peer, mut slot } = accepted;
+        let counted = self.open.enter();
+        let reserved_until = Instant::now() + RESERVATION;
+        stream.set_nodelay();
+        let Some((peer, read_ahead)) = self.introduce(&mut stream, peer, &mut slot, reserved_until).await else {
+            return;
+        };
+        let hop = self.edge.as_ref().map(|edge| edge.hop(peer));
+        let conversation = Conversation::new(hop, slot);
+        let socket = Socket::new(stream, Arc::clone(&conversation), self.times(), counted).with_read_ahead(read_ahead);
+        let service = service_fn(|request| Arc::clone(&self).answer(request, peer, Arc::clone(&conversation)));
+        let mut builder = http1::Builder::new();
+        // the socket keeps the time, with nothing to arm for each request
+        builder.header_read_timeout(None);
+        builder.keep_alive(self.edge.as_ref().is_none_or(|edge| !edge.keepalive.is_zero()));
+        self.limits.apply(&mut builder);
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(socket), service).with_upgrades());
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = self.drain_lingered() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
+            () = self.attend(&conversation, reserved_until) => connection.await,
         };
         if let Err(error) = ended {
-            tracing::debug!(%peer, %error, "a connection ended with a fault");
+            // among them the requests that hyper has refused by itself: too large, or no HTTP
+            tracing::debug!(?peer, %error, "a connection ended with a fault");
         }
     }
 
-    async fn drain_lingered(&self) {
-        // the sender is ours and lives, so this cannot fail
-        let _ = self.draining.subscribe().wait_for(|draining| *draining).await;
-        sleep(DRAIN_LINGER).await;
+    /// Whom a connection speaks for, and what was read to learn it. `None`: it is not let in.
+    async fn introduce(
+        &self,
+        stream: &mut Stream,
+        peer: Option<SocketAddr>,
+        slot: &mut Option<Slot>,
+        reserved_until: Instant,
+    ) -> Option<(Option<SocketAddr>, Bytes)> {
+        let Some((edge, versions)) = self.edge.as_ref().and_then(|edge| Some((edge, edge.proxy_protocol?))) else {
+            return Some((peer, Bytes::new()));
+        };
+        if !edge.is_proxy(peer) {
+            if let Some(connections) = self.strangers.tell(1, Instant::now()) {
+                tracing::warn!(?peer, connections, "closed: it may not speak the PROXY protocol");
+            }
+            return None;
+        }
+        let mut reading = pin!(timeout(self.limits.header, proxy_protocol::read(stream, versions)));
+        let read = tokio::select! {
+            read = &mut reading => read,
+            () = sleep_until(reserved_until) => {
+                *slot = None;
+                reading.await
+            }
+        };
+        let problem = match read {
+            Ok(Ok(preamble)) => return Some((preamble.source.or(peer), preamble.rest)),
+            Ok(Err(problem)) => problem.to_string(),
+            Err(_) => "the header has not arrived in time".to_owned(),
+        };
+        if let Some(connections) = self.strangers.tell(1, Instant::now()) {
+            tracing::warn!(?peer, connections, problem, "closed: a connection must begin with the PROXY protocol");
+        }
+        None
     }
 
+    /// Ends the reservation of a connection when it is time, and the connection itself once the worker drains.
+    async fn attend(&self, conversation: &Conversation, reserved_until: Instant) {
+        if self.stands_alone() {
+            // until then nobody is idle: the first request is on its way
+            sleep_until(reserved_until).await;
+            drop(conversation.take_reserved());
+            self.drained().await;
+        } else {
+            self.drained().await;
+            sleep(DRAIN_LINGER).await;
+        }
+        conversation.leave();
+    }
+
+    fn times(&self) -> Times {
+        let Limits { header, stall, .. } = self.limits;
+        match &self.edge {
+            Some(edge) => Times { first: header, idle: edge.keepalive, header, taking: stall },
+            None => Times { first: IDLE, idle: IDLE, header, taking: stall.saturating_mul(BALANCERS_PATIENCE) },
+        }
+    }
+
+    /// One request to the head of its answer.
     async fn answer(
         self: Arc<Self>,
         mut request: Request<Incoming>,
-        peer: SocketAddr,
-        tunnel: Arc<AtomicBool>,
+        peer: Option<SocketAddr>,
+        conversation: Arc<Conversation>,
     ) -> Result<Response<Body>, Infallible> {
-        if !self.admits(request.headers()) {
-            self.slots.denied();
-            self.log_denial(peer);
-            return Ok(Answer::Denied.response(request.headers()));
+        let began = Instant::now();
+        let running = conversation.begin();
+        let mut checked = self.limits.check(&request);
+        let mut entry = None;
+        if let (Some(edge), Some(hop)) = (&self.edge, &conversation.hop) {
+            checked = checked.and_then(|()| Edge::check(&request));
+            Edge::receive(request.headers_mut(), hop);
+            if let Some(access) = &edge.access {
+                let client = edge.client(request.headers(), hop);
+                entry = Some(access.enter(&request, Asked::of(&request), client, &conversation, began));
+            }
         }
-        if *self.draining.borrow() {
-            self.slots.refused();
-            return Ok(Answer::Draining.response(request.headers()));
-        }
-        let Some(mut slot) = self.slots.take() else {
-            self.slots.refused();
-            return Ok(Answer::Busy.response(request.headers()));
-        };
-        strip_ours(request.headers_mut());
-        request.extensions_mut().insert(self.placement.clone());
+        let asked = Asked::of(&request);
         let is_connect = request.method() == Method::CONNECT;
+        let ends_with_connection = request.version() < Version::HTTP_11;
 
-        let mut response = self.ask(request).await;
-
-        let status = response.status();
-        slot.answered(status);
-        strip_ours(response.headers_mut());
-        if status == StatusCode::SWITCHING_PROTOCOLS || is_connect && status.is_success() {
-            tunnel.store(true, Ordering::Release);
-        } else if *self.draining.borrow() {
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        let admitted = match checked {
+            Ok(()) => self.admit(request.headers(), peer, &conversation).await,
+            Err(answer) => {
+                let (method, path, status) = (&asked.method, asked.uri.path(), answer.status().as_u16());
+                tracing::debug!(%method, path, request_id = asked.id(), status, "refused a request");
+                self.slots.counts.answered(answer.status());
+                self.slots.counts.touch();
+                Err(answer)
+            }
+        };
+        if let Some(entry) = &mut entry {
+            entry.queued(began.elapsed());
         }
-        Ok(response.map(|body| Body::new(Held { body, slot: Some(slot) })))
+        let (mut response, run) = match admitted {
+            Err(answer) => (answer.response(asked.id.as_ref()), None),
+            Ok(slot) => {
+                let mut run = slot.run(began);
+                let response = self.ask(request, &asked, &conversation).await;
+                run.answered(response.status());
+                (response, Some(run))
+            }
+        };
+        let status = response.status();
+        if let Some(entry) = &mut entry {
+            entry.answered(status);
+        }
+        if run.is_some() {
+            if status == StatusCode::SWITCHING_PROTOCOLS || is_connect && status.is_success() {
+                conversation.become_tunnel();
+            } else if *self.draining.borrow() {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+        }
+        let lasting = Lasting { _run: run, entry, running };
+        Ok(response.map(|body| Body::new(Held::new(body, lasting, asked, self.limit, ends_with_connection))))
+    }
+
+    /// A slot for a request, or why there is none.
+    async fn admit(
+        &self,
+        headers: &HeaderMap,
+        peer: Option<SocketAddr>,
+        conversation: &Conversation,
+    ) -> Result<Slot, Answer> {
+        if self.stands_alone() {
+            return self.queue(conversation).await;
+        }
+        if !self.pass.admits(headers) {
+            self.slots.counts.denied();
+            self.pass.log_denial(peer);
+            return Err(Answer::Denied);
+        }
+        let slot = if *self.draining.borrow() { Err(Answer::Draining) } else { self.slots.take().ok_or(Answer::Busy) };
+        slot.inspect_err(|_| self.slots.counts.refused())
+    }
+
+    /// The slot that the connection came with, or the next one that is free.
+    async fn queue(&self, conversation: &Conversation) -> Result<Slot, Answer> {
+        if let Some(slot) = conversation.take_reserved().or_else(|| self.slots.take()) {
+            return Ok(slot);
+        }
+        if self.limit.is_zero() {
+            return Ok(self.slots.wait().await);
+        }
+        timeout(self.limit, self.slots.wait()).await.map_err(|_| {
+            self.slots.counts.refused();
+            Answer::Crowded
+        })
     }
 
     /// The application's answer, or ours in its place.
-    async fn ask(&self, request: Request<Incoming>) -> Response<Body> {
-        // for the two answers below only
-        let method = request.method().clone();
-        let uri = request.uri().clone();
-        let mut headers = HeaderMap::new();
-        if let Some(id) = request.headers().get("x-request-id") {
-            headers.insert("x-request-id", id.clone());
+    async fn ask(
+        &self,
+        mut request: Request<Incoming>,
+        asked: &Asked,
+        conversation: &Arc<Conversation>,
+    ) -> Response<Body> {
+        strip_ours(request.headers_mut());
+        request.extensions_mut().insert(self.placement.clone());
+        let request = request.map(|body| {
+            if hyper::body::Body::is_end_stream(&body) {
+                Body::empty()
+            } else {
+                Body::new(Taken::new(body, self.limits, Arc::clone(conversation)))
+            }
+        });
+        let asking = AssertUnwindSafe(self.router.clone().oneshot(request)).catch_unwind();
+        let answered = if self.limit.is_zero() { Ok(asking.await) } else { timeout(self.limit, asking).await };
+        let (method, path, request_id) = (&asked.method, asked.uri.path(), asked.id());
+        // it could not read the request, so what it says of it is of no use to the client
+        if let Some(answer) = conversation.fault() {
+            let (status, received) = (answer.status().as_u16(), conversation.bytes_in());
+            tracing::info!(%method, path, request_id, status, received, "a request's body was not taken whole");
+            return answer.response(asked.id.as_ref());
         }
-        let asked = AssertUnwindSafe(self.router.clone().oneshot(request.map(Body::new))).catch_unwind();
-        let answered = if self.limit.is_zero() { Ok(asked.await) } else { timeout(self.limit, asked).await };
         match answered {
-            Ok(Ok(Ok(response))) => response,
+            Ok(Ok(Ok(mut response))) => {
+                strip_ours(response.headers_mut());
+                response
+            }
             Ok(Ok(Err(never))) => match never {},
             Ok(Err(_)) => {
-                tracing::error!(%method, path = uri.path(), request_id = request_id(&headers), "the application panicked");
-                Answer::Panicked.response(&headers)
+                tracing::error!(%method, path, request_id, "the application panicked");
+                Answer::Panicked.response(asked.id.as_ref())
             }
             Err(_) => {
-                let limit = self.limit;
-                tracing::warn!(%method, path = uri.path(), request_id = request_id(&headers), ?limit, "no answer in time");
-                Answer::TimedOut.response(&headers)
+                tracing::warn!(%method, path, request_id, limit = ?self.limit, "no answer in time");
+                Answer::TimedOut.response(asked.id.as_ref())
             }
-        }
-    }
-
-    /// Whether the one pass is there and right, in a time that does not tell how much of it is right.
-    fn admits(&self, headers: &HeaderMap) -> bool {
-        if self.pass.is_empty() {
-            return true;
-        }
-        let mut given = headers.get_all(proto::PASS_HEADER).iter();
-        match (given.next(), given.next()) {
-            (Some(given), None) => given.as_bytes().ct_eq(&self.pass).into(),
-            _ => false,
-        }
-    }
-
-    /// Once a second at most, with how many there were.
-    fn log_denial(&self, peer: SocketAddr) {
-        let now = Instant::now();
-        let mut denials = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
-        denials.unlogged += 1;
-        if denials.logged.is_none_or(|logged| now.duration_since(logged) >= Duration::from_secs(1)) {
-            tracing::warn!(%peer, requests = denials.unlogged, "refused requests without the node's pass");
-            *denials = Denials { logged: Some(now), unlogged: 0 };
         }
     }
 }
@@ -256,43 +353,5 @@ fn strip_ours(headers: &mut HeaderMap) {
     let ours: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect();
     for name in ours {
         headers.remove(name);
-    }
-}
-
-/// The peer gave up before we accepted: says nothing about the listener.
-fn died_in_the_backlog(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
-}
-
-fn lower_hex(bytes: &[u8]) -> Vec<u8> {
-    let digit = |value: u8| b"0123456789abcdef"[usize::from(value)];
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
-}
-
-/// A body that holds its request's slot until it has ended, failed or been dropped.
-struct Held {
-    body: Body,
-    slot: Option<Slot>,
-}
-
-impl http_body::Body for Held {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if !matches!(frame, Some(Ok(_))) || self.body.is_end_stream() {
-            self.slot = None;
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

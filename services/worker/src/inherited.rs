@@ -2,7 +2,7 @@
 //! `SERVERY_PARENT`, go out a listening socket, the control socket, and a process that ends with its supervisor. Never
 //! leaves a descriptor open to the programs that the application itself starts.
 
-use crate::Error;
+use crate::{Error, stream::Listener};
 use rustix::{
     io::{FdFlags, fcntl_setfd},
     net::sockopt::socket_acceptconn,
@@ -13,7 +13,7 @@ use std::{
     os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd},
     sync::atomic::{AtomicBool, Ordering},
 };
-use tokio::net::{TcpListener, UnixStream};
+use tokio::net::UnixStream;
 
 const LISTEN: &str = "SERVERY_LISTEN_FD";
 const CONTROL: &str = "SERVERY_CONTROL_FD";
@@ -23,7 +23,7 @@ const PARENT: &str = "SERVERY_PARENT";
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// The two sockets. Ties this process's life to the supervisor's first.
-pub(crate) fn take() -> Result<(TcpListener, UnixStream), Error> {
+pub(crate) fn take() -> Result<(Listener, UnixStream), Error> {
     let (Ok(listen), Ok(control)) = (env::var(LISTEN), env::var(CONTROL)) else {
         return Err(Error::NotStartedByServery);
     };
@@ -40,14 +40,9 @@ pub(crate) fn take() -> Result<(TcpListener, UnixStream), Error> {
         return Err(Error::Descriptor { variable: LISTEN, problem: "is no listening socket".to_owned() });
     }
     let refused = |variable| move |error: std::io::Error| Error::Descriptor { variable, problem: error.to_string() };
-    let listen = std::net::TcpListener::from(listen);
-    listen.set_nonblocking(true).map_err(refused(LISTEN))?;
     let control = std::os::unix::net::UnixStream::from(control);
     control.set_nonblocking(true).map_err(refused(CONTROL))?;
-    Ok((
-        TcpListener::from_std(listen).map_err(refused(LISTEN))?,
-        UnixStream::from_std(control).map_err(refused(CONTROL))?,
-    ))
+    Ok((Listener::new(listen).map_err(refused(LISTEN))?, UnixStream::from_std(control).map_err(refused(CONTROL))?))
 }
 
 /// Also ends a worker whose executor is too busy to see that the control socket has closed.

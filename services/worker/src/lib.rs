@@ -44,13 +44,27 @@ use http::{StatusCode, request::Parts};
 use proto::worker::Configure;
 use std::{io, io::IsTerminal, process::ExitCode, sync::Arc};
 
+mod accept;
+mod access;
+mod alarm;
 mod answer;
 mod control;
+mod conversation;
+mod counts;
+mod edge;
 mod frames;
 mod front;
+mod held;
 mod inherited;
+mod limits;
+mod log_file;
+mod open;
+mod pass;
+mod proxy_protocol;
 mod slots;
 mod socket;
+mod stream;
+mod taken;
 
 /// For app-servers, not for applications: no promise is made about what is in here.
 #[doc(hidden)]
@@ -99,6 +113,18 @@ pub enum Error {
     /// The supervisor did not say what to do.
     #[error("the supervisor sent no configuration")]
     Unconfigured,
+    /// The supervisor's configuration has a value that means nothing.
+    #[error("the supervisor's configuration is wrong: {0}")]
+    Configuration(String),
+    /// The access log cannot be written.
+    #[error("cannot open the access log {path}: {error}")]
+    AccessLog {
+        /// As it is configured.
+        path: String,
+        /// Why not.
+        #[source]
+        error: io::Error,
+    },
     /// Supervisor and worker are more than one version apart.
     #[error(
         "the supervisor speaks version {theirs} of the control protocol, this worker version {ours}: build both anew"

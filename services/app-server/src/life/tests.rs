@@ -118,7 +118,7 @@ async fn a_worker_of_another_age_is_killed() {
 #[tokio::test(start_paused = true)]
 async fn a_node_that_stops_does_not_wait_for_a_worker_that_starts() {
     let actor = Actor::born();
-    actor.wanted.send_replace(Wanted::Drain { until: Instant::now() + Duration::from_secs(30) });
+    actor.wanted.send_replace(Wanted::Drain { until: Instant::now() + Duration::from_secs(30), last: true });
     assert_eq!(actor.end().await, (End::Unwanted, 0));
 }
 
@@ -161,7 +161,7 @@ async fn a_worker_that_is_wanted_dead_is_killed_for_that_reason_at_any_time() {
     actor.wanted.send_replace(Wanted::Kill(Cause::MaxRssHard));
     assert_eq!(actor.end().await.0, End::Kill(Cause::MaxRssHard));
     let mut actor = Actor::ready().await;
-    actor.wanted.send_replace(Wanted::Drain { until: Instant::now() + Duration::from_secs(30) });
+    actor.wanted.send_replace(Wanted::Drain { until: Instant::now() + Duration::from_secs(30), last: true });
     assert!(matches!(actor.told().await, Order::Drain(_)));
     actor.wanted.send_replace(Wanted::Kill(Cause::MaxRssHard));
     assert_eq!(actor.end().await.0, End::Kill(Cause::MaxRssHard));
@@ -205,9 +205,9 @@ async fn a_worker_that_closes_its_control_socket_and_lives_on_is_killed() {
 async fn a_worker_that_drains_is_told_how_long_and_left_alone_until_then() {
     let mut actor = Actor::ready().await;
     sleep(Duration::from_secs(5)).await;
-    actor.wanted.send_replace(Wanted::Drain { until: Instant::now() + Duration::from_secs(30) });
+    actor.wanted.send_replace(Wanted::Drain { until: Instant::now() + Duration::from_secs(30), last: true });
     let Order::Drain(drain) = actor.told().await else { panic!("Drain") };
-    assert_eq!(drain.graceful_timeout_ms, 30_000);
+    assert_eq!((drain.graceful_timeout_ms, drain.last), (30_000, true));
     // silent and busy for longer than a serving worker may be
     sleep(Duration::from_secs(25)).await;
     actor.say(News::Drained(Drained {})).await;
@@ -221,14 +221,14 @@ async fn a_worker_that_drains_is_told_how_long_and_left_alone_until_then() {
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_does_not_end_when_its_time_is_up_is_killed() {
     let actor = Actor::ready().await;
-    actor.wanted.send_replace(Wanted::Drain { until: Instant::now() + Duration::from_secs(30) });
+    actor.wanted.send_replace(Wanted::Drain { until: Instant::now() + Duration::from_secs(30), last: true });
     assert_eq!(actor.end().await, (End::Kill(Cause::DrainTimeout), 31));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_second_signal_waits_for_nothing() {
     let mut actor = Actor::ready().await;
-    actor.wanted.send_replace(Wanted::Drain { until: Instant::now() + Duration::from_secs(30) });
+    actor.wanted.send_replace(Wanted::Drain { until: Instant::now() + Duration::from_secs(30), last: true });
     assert!(matches!(actor.told().await, Order::Drain(_)));
     actor.wanted.send_replace(Wanted::Stop);
     assert_eq!(actor.end().await, (End::Unwanted, 0));

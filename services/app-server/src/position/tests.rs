@@ -136,7 +136,7 @@ impl Node {
     }
 
     fn drain(&self) {
-        self.want(Wanted::Drain { until: Instant::now() + GRACE });
+        self.want(Wanted::Drain { until: Instant::now() + GRACE, last: true });
     }
 }
 
@@ -181,7 +181,7 @@ async fn a_worker_that_is_due_serves_until_its_successor_is_ready() {
     assert!(first.is_left_alone(), "the fresh one takes its time");
     let ready = Instant::now();
     second.becomes_ready();
-    let Wanted::Drain { until } = first.is_told().await else { panic!("a drain") };
+    let Wanted::Drain { until, last: false } = first.is_told().await else { panic!("a drain") };
     assert_eq!(until - ready, GRACE);
     assert!(second.is_left_alone());
     first.ends(None, Some(GRACE));
@@ -349,14 +349,14 @@ async fn a_node_that_stops_waits_for_the_one_that_leaves_as_well() {
     first.is_due(Cause::MaxRequests);
     let mut second = node.hatched().await;
     second.becomes_ready();
-    let Wanted::Drain { until } = first.is_told().await else { panic!("a drain") };
+    let Wanted::Drain { until, last: false } = first.is_told().await else { panic!("a drain") };
     sleep(Duration::from_secs(5)).await;
     node.drain();
     second.is_told().await;
     second.ends(None, None);
     node.settle().await;
     assert!(!node.positions[0].is_finished());
-    assert_eq!(*first.wanted.borrow(), Wanted::Drain { until }, "its time is its own");
+    assert_eq!(*first.wanted.borrow(), Wanted::Drain { until, last: false }, "its time is its own");
     first.ends(None, None);
     node.settle().await;
     assert!(node.positions[0].is_finished());

@@ -1,0 +1,134 @@
+//! What a connection's socket and its requests tell each other: when a request begins and ends, why its body broke,
+//! that the connection should close. It decides nothing.
+
+use crate::{answer::Answer, edge::Hop, slots::Slot};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
+};
+
+/// No request runs: what comes is a head.
+const AWAITING: u8 = 0;
+const RUNNING: u8 = 1;
+/// The application owns the bytes.
+const TUNNEL: u8 = 2;
+
+const WHOLE: u8 = 0;
+const TOO_LARGE: u8 = 1;
+const STALLED: u8 = 2;
+
+/// Of one connection.
+#[derive(Debug, Default)]
+pub(crate) struct Conversation {
+    phase: AtomicU8,
+    /// How many have begun.
+    requests: AtomicU32,
+    fault: AtomicU8,
+    bytes_in: AtomicU64,
+    leaving: AtomicBool,
+    reset: AtomicBool,
+    /// For the first request.
+    reserved: Mutex<Option<Slot>>,
+    /// Only where clients come by themselves.
+    pub(crate) hop: Option<Hop>,
+}
+
+/// Keeps the times between two requests from running, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Running(Arc<Conversation>);
+
+impl Conversation {
+    pub(crate) fn new(hop: Option<Hop>, reserved: Option<Slot>) -> Arc<Self> {
+        Arc::new(Self { hop, reserved: Mutex::new(reserved), ..Self::default() })
+    }
+
+    /// A head is here.
+    pub(crate) fn begin(self: &Arc<Self>) -> Running {
+        self.fault.store(WHOLE, Ordering::Relaxed);
+        self.bytes_in.store(0, Ordering::Relaxed);
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.phase.store(RUNNING, Ordering::Release);
+        Running(Arc::clone(self))
+    }
+
+    /// The application takes the connection over with its answer.
+    pub(crate) fn become_tunnel(&self) {
+        self.phase.store(TUNNEL, Ordering::Release);
+    }
+
+    pub(crate) fn is_tunnel(&self) -> bool {
+        self.phase.load(Ordering::Acquire) == TUNNEL
+    }
+
+    pub(crate) fn is_awaiting(&self) -> bool {
+        self.phase.load(Ordering::Acquire) == AWAITING
+    }
+
+    pub(crate) fn requests(&self) -> u32 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// The slot that was kept for the first request, once.
+    pub(crate) fn take_reserved(&self) -> Option<Slot> {
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The request's body was larger than it may be.
+    pub(crate) fn body_too_large(&self) {
+        self.fault.store(TOO_LARGE, Ordering::Relaxed);
+    }
+
+    /// The request's body stopped arriving.
+    pub(crate) fn body_stalled(&self) {
+        self.fault.store(STALLED, Ordering::Relaxed);
+    }
+
+    /// What the client is to be told about its body.
+    pub(crate) fn fault(&self) -> Option<Answer> {
+        match self.fault.load(Ordering::Relaxed) {
+            TOO_LARGE => Some(Answer::BodyTooLarge),
+            STALLED => Some(Answer::BodyStalled),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn received(&self, bytes: u64) {
+        self.bytes_in.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Of the request's body.
+    pub(crate) fn bytes_in(&self) -> u64 {
+        self.bytes_in.load(Ordering::Relaxed)
+    }
+
+    /// The connection closes when it has nothing to do.
+    pub(crate) fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    /// The answer is cut where its end cannot be told from the connection's.
+    pub(crate) fn reset(&self) {
+        self.reset.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_reset(&self) -> bool {
+        self.reset.load(Ordering::Acquire)
+    }
+}
+
+impl Running {
+    pub(crate) fn conversation(&self) -> &Arc<Conversation> {
+        &self.0
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // a tunnel stays one
+        let _ = self.0.phase.compare_exchange(RUNNING, AWAITING, Ordering::AcqRel, Ordering::Relaxed);
+    }
+}
