@@ -186,6 +186,7 @@ async fn systemd_is_told_how_it_goes() {
     let socket = UnixDatagram::bind(&path).unwrap();
     let mut node = plan().workers(2).variable("NOTIFY_SOCKET", path.to_str().unwrap()).start().await;
     println!("{:?}", told(&socket, "READY=1").await);
+    println!("{:?}", told(&socket, "STATUS=workers: 2 ready").await);
     let before = node.ready_rows(2, SOON).await;
     node.signal(Signal::HUP);
     let reloading = told(&socket, "RELOADING=1").await;
