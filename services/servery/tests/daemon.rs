@@ -168,34 +168,44 @@ async fn log_files_that_are_moved_away_are_opened_anew() {
     assert!(std::fs::read_to_string(&old_access).unwrap().lines().all(|line| !line.contains("before")), "the query");
 }
 
-/// The next notification that says this; what came before it is passed over.
-async fn told(socket: &UnixDatagram, word: &str) -> String {
-    let mut buffer = [0; 4096];
-    eventually(&format!("{word} to be told"), SOON, async || {
-        let length = socket.recv(&mut buffer).await.map_err(|error| error.to_string())?;
-        let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
-        ensure(text.lines().any(|line| line.starts_with(word)), || text.clone()).map(|()| text)
-    })
-    .await
+/// What a service manager hears.
+struct Manager {
+    socket: UnixDatagram,
+    heard: Vec<String>,
+}
+
+impl Manager {
+    /// Hears on until this is said once more.
+    async fn told(&mut self, word: &str) -> String {
+        let mut buffer = [0; 4096];
+        eventually(&format!("{word} to be told"), SOON, async || {
+            let length = self.socket.recv(&mut buffer).await.map_err(|error| error.to_string())?;
+            self.heard.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+            let last = self.heard.last().cloned().unwrap_or_default();
+            ensure(last.lines().any(|line| line.starts_with(word)), || format!("{:?}", self.heard)).map(|()| last)
+        })
+        .await
+    }
 }
 
 #[tokio::test]
 async fn systemd_is_told_how_it_goes() {
     let directory = directory();
     let path = directory.path().join("notify");
-    let socket = UnixDatagram::bind(&path).unwrap();
+    let mut manager = Manager { socket: UnixDatagram::bind(&path).unwrap(), heard: Vec::new() };
     let mut node = plan().workers(2).variable("NOTIFY_SOCKET", path.to_str().unwrap()).start().await;
-    println!("{:?}", told(&socket, "READY=1").await);
+    manager.told("READY=1").await;
     let before = node.ready_rows(2, SOON).await;
     node.signal(Signal::HUP);
-    let reloading = told(&socket, "RELOADING=1").await;
-    println!("{reloading:?}");
+    let reloading = manager.told("RELOADING=1").await;
     assert!(reloading.contains("MONOTONIC_USEC="), "{reloading:?}");
-    println!("{:?}", told(&socket, "READY=1").await);
+    manager.told("READY=1").await;
     node.replaced(&before, 2, SOON).await;
     node.signal(Signal::TERM);
-    println!("{:?}", told(&socket, "STOPPING=1").await);
+    manager.told("STOPPING=1").await;
     assert!(node.ended().await.success());
+    println!("{:?}", manager.heard);
+    assert!(manager.heard.iter().any(|words| words.contains("STATUS=workers: 2 ready")), "{:?}", manager.heard);
 }
 
 #[tokio::test]

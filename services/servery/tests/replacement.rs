@@ -287,14 +287,15 @@ async fn a_program_that_does_not_come_up_replaces_nobody() {
     let before = node.ready_rows(2, SOON).await;
     program.is_now(Mood::ExitsAtOnce);
     node.signal(Signal::HUP);
-    node.logged(&["WARN", "reload"]).await;
+    node.logged(&["ERROR", "the old one stays", "exit status: 3"]).await;
+    node.logged(&["ERROR", "the reload was given up"]).await;
     load.answered(50).await;
     let pids = |rows: &[WorkerRow]| rows.iter().map(|row| row.pid).collect::<Vec<_>>();
     let serving = node.rows_with("its old workers", SOON, |rows| pids(rows) == pids(&before)).await;
     println!("{serving:?}\n{:?}", node.restarts_by_cause().await);
     assert!(serving.iter().all(WorkerRow::is_ready), "{serving:?}");
-    let reasons = node.log().into_iter().filter(|line| line.contains("reload"));
-    reasons.for_each(|line| println!("{line}"));
+    println!("{:?}", node.log().into_iter().find(|line| line.contains("the old one stays")));
+    assert!(node.restarts("exit").await >= 1);
     assert_eq!(node.restarts("reload").await, 0);
 
     program.is_now(Mood::Good);

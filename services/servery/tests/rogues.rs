@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use rogue::{LEAK, Mood, Program};
 use servery_harness::client::{empty, full};
-use servery_harness::{Answer, Cluster, Load, Member, Plan, Protocol, Role, Signal, Tally, WorkerRow, eventually};
+use servery_harness::{
+    Answer, Cluster, Load, Member, Plan, Protocol, Role, Signal, Tally, WorkerRow, ensure, eventually,
+};
 
 const SERVERY: &str = env!("CARGO_BIN_EXE_servery");
 
@@ -91,6 +93,16 @@ async fn a_hanging_worker(path: &str) {
     println!("{path}: {} after {took:?} (limit {LIMIT:?})", answer.status);
     assert_eq!(answer.status, 504, "{}", answer.text());
     assert!(LIMIT <= took && took <= LIMIT + BEYOND, "504 after {took:?}");
+    // It gets nothing new, but might have been about to say something: only then it is killed.
+    let stalled = |rows: &[WorkerRow]| rows.iter().filter(|row| row.state == "stalled").count() == 1;
+    street.node().rows_with("a stalled worker", SOON, stalled).await;
+    eventually("the balancer to know", SOON, async || {
+        let metrics = street.cluster.balancers[0].metrics().await?;
+        let stalled = metrics.sum("servery_balancer_endpoints", &[("app", "demo"), ("state", "stalled")]);
+        anyhow::ensure!((stalled - 1.0).abs() < 0.5, "{stalled} endpoints are stalled");
+        Ok(())
+    })
+    .await;
     street.node().logged(&["WARN", "heartbeat"]).await;
     let one_is_new = |rows: &[WorkerRow]| {
         let old = rows.iter().filter(|row| before.iter().any(|old| old.pid == row.pid)).count();
@@ -158,7 +170,11 @@ async fn a_worker_that_exits_at_once_is_tried_ever_more_rarely_until_it_is_mende
     street.program.is_now(Mood::ExitsAtOnce);
     let began = Instant::now();
     node.workers()[0].signal(Signal::KILL);
-    node.rows_with("a worker that has died five times", SOON, |rows| rows.iter().any(|row| row.restarts >= 5)).await;
+    eventually("a fifth death", SOON, async || {
+        let deaths = node.restarts("exit").await;
+        ensure(deaths >= 5, || format!("{deaths} are counted"))
+    })
+    .await;
     let took = began.elapsed();
     // Nothing after the first, then 0.1, 0.2 and 0.4 seconds.
     println!("five deaths within {took:?}: {:?}", node.restarts_by_cause().await);

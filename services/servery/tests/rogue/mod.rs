@@ -84,6 +84,8 @@ async fn spin() -> &'static str {
 /// As by SIGSTOP from outside, but of the very worker that has this request.
 async fn freeze() -> &'static str {
     kill_process(getpid(), Signal::STOP).unwrap();
+    // Another of this process's threads may be the one that takes the signal: this one is stopped a moment later.
+    thread::sleep(Duration::from_secs(1));
     "thawed"
 }
 
