@@ -6,6 +6,7 @@ use std::sync::{
     Arc, Mutex, PoisonError,
     atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
 };
+use tokio::time::Instant;
 
 /// No request runs: what comes is a head.
 const AWAITING: u8 = 0;
@@ -25,6 +26,7 @@ pub(crate) struct Conversation {
     requests: AtomicU32,
     fault: AtomicU8,
     bytes_in: AtomicU64,
+    received_at: Mutex<Option<Instant>>,
     leaving: AtomicBool,
     reset: AtomicBool,
     /// For the first request.
@@ -46,6 +48,7 @@ impl Conversation {
     pub(crate) fn begin(self: &Arc<Self>) -> Running {
         self.fault.store(WHOLE, Ordering::Relaxed);
         self.bytes_in.store(0, Ordering::Relaxed);
+        *self.received_at.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.phase.store(RUNNING, Ordering::Release);
         Running(Arc::clone(self))
@@ -92,8 +95,15 @@ impl Conversation {
         }
     }
 
+    /// So much of the request's body has come.
     pub(crate) fn received(&self, bytes: u64) {
         self.bytes_in.fetch_add(bytes, Ordering::Relaxed);
+        *self.received_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// When the last part of the request's body came.
+    pub(crate) fn received_at(&self) -> Option<Instant> {
+        *self.received_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Of the request's body.

@@ -43,7 +43,7 @@ use std::{
 };
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, error::Elapsed, sleep, sleep_until, timeout, timeout_at},
 };
 use tower::ServiceExt;
 
@@ -344,7 +344,7 @@ impl Front {
             }
         });
         let asking = AssertUnwindSafe(self.router.clone().oneshot(request)).catch_unwind();
-        let answered = if self.limit.is_zero() { Ok(asking.await) } else { timeout(self.limit, asking).await };
+        let answered = if self.limit.is_zero() { Ok(asking.await) } else { self.in_time(asking, conversation).await };
         let (method, path, request_id) = (&asked.method, asked.uri.path(), asked.id());
         // it could not read the request, so what it says of it is of no use to the client
         if let Some(answer) = conversation.fault() {
@@ -365,6 +365,22 @@ impl Front {
             Err(_) => {
                 tracing::warn!(%method, path, request_id, limit = ?self.limit, "no answer in time");
                 Answer::TimedOut.response(asked.id.as_ref())
+            }
+        }
+    }
+
+    /// The application's time does not run while a client is still sending what the application reads: that has a limit
+    /// of its own.
+    async fn in_time<T>(&self, asking: impl Future<Output = T>, conversation: &Conversation) -> Result<T, Elapsed> {
+        let mut asking = pin!(asking);
+        let mut until = Instant::now() + self.limit;
+        loop {
+            match timeout_at(until, &mut asking).await {
+                Err(elapsed) => match conversation.received_at().map(|at| at + self.limit) {
+                    Some(later) if later > until => until = later,
+                    _ => return Err(elapsed),
+                },
+                answered => return answered,
             }
         }
     }

@@ -188,3 +188,22 @@ async fn a_heartbeat_tells_how_long_requests_took() {
     assert_eq!(durations.counts[..7].iter().sum::<u64>(), 0, "none was as fast as 50 ms");
     assert!(durations.sum_s >= 0.06);
 }
+
+#[tokio::test]
+async fn an_upload_that_keeps_moving_may_take_longer_than_the_application_may() {
+    let worker = Worker::start_as(reader(), alone(1, SHORT)).await;
+    let head = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 8\r\nconnection: close\r\n\r\n";
+    let mut stream = sent(worker.address, head).await;
+    let began = tokio::time::Instant::now();
+    for byte in 0..8 {
+        tokio::time::sleep(SHORT / 4).await;
+        stream.write_all(&[b'0' + byte]).await.unwrap();
+    }
+    assert!(began.elapsed() > SHORT);
+    assert!(answered(&mut stream).await.ends_with("read 8"));
+    // one that reads nothing has no more time for it
+    let deaf = Router::new().route("/", axum::routing::post(|| std::future::pending::<&str>()));
+    let worker = Worker::start_as(deaf, alone(1, SHORT)).await;
+    let mut stream = sent(worker.address, head).await;
+    assert!(answered(&mut stream).await.starts_with("HTTP/1.1 504 "));
+}
