@@ -202,7 +202,7 @@ async fn an_upload_that_keeps_moving_may_take_longer_than_the_application_may() 
     assert!(began.elapsed() > SHORT);
     assert!(answered(&mut stream).await.ends_with("read 8"));
     // one that reads nothing has no more time for it
-    let deaf = Router::new().route("/", axum::routing::post(|| std::future::pending::<&str>()));
+    let deaf = Router::new().route("/", axum::routing::post(std::future::pending::<&str>));
     let worker = Worker::start_as(deaf, alone(1, SHORT)).await;
     let mut stream = sent(worker.address, head).await;
     assert!(answered(&mut stream).await.starts_with("HTTP/1.1 504 "));
