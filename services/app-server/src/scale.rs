@@ -38,29 +38,31 @@ pub(crate) enum Change {
 #[derive(Debug)]
 pub(crate) struct Scaler {
     least: u32,
-    most: u32,
+    /// `None`: the number is nobody's business but the operator's.
+    most: Option<u32>,
     pressed_since: Option<Instant>,
     quiet_until: Option<Instant>,
 }
 
 impl Scaler {
+    /// Never more than `least` where `most` is not above it.
     pub(crate) fn new(least: u32, most: u32) -> Self {
-        Self { least, most: most.max(least), pressed_since: None, quiet_until: None }
+        Self { least, most: (most > least).then_some(most), pressed_since: None, quiet_until: None }
     }
 
     /// Somebody has asked for another number of workers: that is the least from now on.
     pub(crate) fn rebase(&mut self, least: u32) {
         self.least = least;
-        self.most = self.most.max(least);
     }
 
     /// Asked a few times a second.
     pub(crate) fn decide(&mut self, workers: u32, load: Load, now: Instant) -> Option<Change> {
+        let most = self.most?;
         if load.waiting > 0 {
             self.quiet_until = None;
             let since = *self.pressed_since.get_or_insert(now);
             let long = now.saturating_duration_since(since) >= PRESSED;
-            if load.starting || !long || workers >= self.most {
+            if load.starting || !long || workers >= most {
                 return None;
             }
             self.pressed_since = Some(now);
@@ -126,6 +128,17 @@ mod tests {
         assert_eq!(scaler.decide(2, load(0, 0, 2), start + QUIET), None);
         assert_eq!(scaler.decide(2, load(0, 0, 2), start + QUIET + STILL_QUIET), Some(Change::Fewer));
         assert_eq!(scaler.decide(1, load(0, 0, 1), start + 9 * QUIET), None, "never below what was asked for");
+    }
+
+    #[test]
+    fn an_operator_who_takes_a_worker_away_is_not_overruled_unless_more_were_allowed() {
+        let start = Instant::now();
+        for (most, wanted) in [(3, None), (4, Some(Change::More))] {
+            let mut scaler = Scaler::new(3, most);
+            scaler.rebase(2);
+            scaler.decide(2, load(5, 2, 2), start);
+            assert_eq!(scaler.decide(2, load(5, 2, 2), start + PRESSED), wanted);
+        }
     }
 
     #[test]
