@@ -58,8 +58,9 @@ const IDLE: Duration = Duration::from_secs(300);
 /// that says "elsewhere", not a closed connection.
 const DRAIN_LINGER: Duration = Duration::from_millis(100);
 
-/// How long a new connection of a client keeps a slot for its first request.
-const RESERVATION: Duration = Duration::from_millis(100);
+/// How long a new connection of a client keeps a slot for its first request, which comes with it or right behind it. Short,
+/// because whoever opens connections and says nothing keeps others from these slots meanwhile.
+const RESERVATION: Duration = Duration::from_millis(5);
 
 /// A balancer gives up a client that takes nothing after between one and two of its own limits; we do so later, lest it
 /// look like our fault.
