@@ -163,6 +163,10 @@ impl<H: Hatch> Position<H> {
     async fn follow(&mut self, tenure: Tenure, past: &Past) -> Option<Serving> {
         let Place { generation, .. } = tenure.place;
         self.gone.spawn(tenure.settled());
+        // whatever comes next is started for the newest reload: none has to wait for it
+        self.common.reloads.send_modify(|reloads| {
+            reloads.loaded.remove(&self.number);
+        });
         // it may have drained for no reason of ours: then that is how it exits
         let cause = past.cause.unwrap_or(Cause::Exit);
         self.count(cause);

@@ -395,6 +395,24 @@ async fn a_node_that_stops_waits_for_no_pause() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reload_does_not_wait_for_a_position_whose_workers_keep_dying() {
+    let mut node = Node::start(2, 100);
+    let (one, two) = (node.hatched().await, node.hatched().await);
+    let (one, two) = if one.place.position == 0 { (one, two) } else { (two, one) };
+    one.becomes_ready();
+    two.becomes_ready();
+    node.settle().await;
+    two.ends(Some(Cause::Exit), None);
+    node.hatched().await.ends(Some(Cause::Exit), None);
+    node.reload();
+    let fresh = node.hatched().await;
+    assert_eq!(fresh.place, Place { position: 0, generation: 2 });
+    fresh.becomes_ready();
+    node.settle().await;
+    assert!(node.reload_is_over(), "{:?}", node.common.reloads.borrow());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_is_not_reloaded_before_it_is_ready() {
     let mut node = Node::start(1, 25);
     let first = node.hatched().await;
