@@ -156,12 +156,12 @@ async fn what_comes_while_every_worker_is_busy_waits_for_its_turn() {
 
 #[tokio::test]
 async fn the_only_worker_is_replaced_and_no_client_notices() {
-    let node = plan().alone().with("keepalive = \"5s\"").start().await;
+    let node = plan().alone().with("keepalive = \"3s\"").start().await;
     let clients = || vec![node.client(Protocol::Http1), node.client(Protocol::Http1)];
     let quick = Load::start(clients(), "/whoami", 50);
     let slow = Load::start(clients(), "/sleep/100", 50);
     quick.answered(25).await;
-    for _ in 0..5 {
+    for _ in 0..3 {
         let before = node.ready_rows(1, SOON).await;
         node.signal(Signal::HUP);
         node.replaced(&before, 1, SOON).await;

@@ -58,6 +58,10 @@ const IDLE: Duration = Duration::from_secs(300);
 /// that says "elsewhere", not a closed connection.
 const DRAIN_LINGER: Duration = Duration::from_millis(100);
 
+/// How long a worker that another one follows keeps a client's idle connection at most. Its next request is answered, and
+/// says that the connection closes; a close at once could cross it on its way, and the client would not know its fate.
+const FOLLOWED_LINGER: Duration = Duration::from_secs(10);
+
 /// How long a new connection of a client keeps a slot for its first request, which comes with it or right behind it. Short,
 /// because whoever opens connections and says nothing keeps others from these slots meanwhile.
 const RESERVATION: Duration = Duration::from_millis(5);
@@ -218,6 +222,12 @@ impl Front {
             sleep_until(reserved_until).await;
             drop(conversation.take_reserved());
             self.drained().await;
+            if let Some(edge) = &self.edge
+                && !self.is_last()
+            {
+                // one that is idle for longer is closed anyway
+                sleep(edge.keepalive.min(FOLLOWED_LINGER)).await;
+            }
         } else {
             self.drained().await;
             sleep(DRAIN_LINGER).await;

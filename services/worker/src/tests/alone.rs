@@ -160,7 +160,7 @@ async fn a_worker_that_drains_serves_what_is_there_and_nobody_is_told_to_go_else
         answer.push(char::from(crossing.read_u8().await.unwrap()));
     }
     crossing.write_all(b"GET / HT").await.unwrap();
-    worker.order(Order::Drain(Drain { graceful_timeout_ms: 20_000, last: false })).await;
+    worker.order(Order::Drain(Drain { graceful_timeout_ms: 20_000, last: true })).await;
     timeout(PATIENCE, closed(&mut idle)).await.unwrap();
     crossing.write_all(b"TP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     let mut answer = String::new();
@@ -169,6 +169,24 @@ async fn a_worker_that_drains_serves_what_is_there_and_nobody_is_told_to_go_else
 
     gate.open.notify_one();
     assert_eq!(held.await.unwrap(), (true, "held".to_owned()));
+    assert!(worker.end().await.is_ok());
+}
+
+#[tokio::test]
+async fn a_worker_that_is_followed_closes_no_connection_without_telling_its_client_first() {
+    let mut worker = Worker::start_as(Gate::default().router(), alone(4, PATIENCE)).await;
+    let mut idle = connect(worker.address).await;
+    assert_eq!(text(send(&mut idle, request("/")).await).await, "hello");
+    worker.order(Order::Drain(Drain { graceful_timeout_ms: 20_000, last: false })).await;
+    let mut told = false;
+    while !told {
+        // the order may come while a request is on its way: then the next one is told
+        idle.ready().await.expect("open until it is told");
+        let response = send(&mut idle, request("/")).await;
+        told = closes(&response);
+        assert_eq!(text(response).await, "hello");
+    }
+    timeout(PATIENCE, closed(&mut idle)).await.unwrap();
     assert!(worker.end().await.is_ok());
 }
 

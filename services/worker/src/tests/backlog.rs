@@ -55,7 +55,8 @@ async fn one_that_is_followed_leaves_it_to_its_followers() {
     let (listener, address) = listener();
     // the supervisor's share, which outlives the worker
     let share = listener.share().unwrap();
-    let edge = Some(Edge { keepalive_ms: 60_000, ..Edge::default() });
+    // long enough for its next request, and then it is closed as without a drain
+    let edge = Some(Edge { keepalive_ms: 300, ..Edge::default() });
     let configure = Configure { pass: Vec::new(), edge, ..configure(1, PATIENCE) };
     let mut worker = Worker::start_on(listener, address, gate.router(), configure).await;
     let idle = ask(address, "/").await;
