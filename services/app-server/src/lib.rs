@@ -2,7 +2,7 @@
 //! balancer, or one socket where clients reach them. It never touches a request: who sends one reaches the workers.
 //!
 //! In reading order: [`Config`]; `process` (one child), `life` (what it may do, and for how long), `recycle` (when it has
-//! done enough), `tenure` (all of that for one worker); `crash` (how soon the next one starts), `turns` (how many at once),
+//! done enough), `sockets` (where it listens), `tenure` (all of that for one worker); `crash` (how soon the next one starts), `turns` (how many at once),
 //! `position` (one worker after the other), `pool` (all positions); `scale` (how many) and `supervisor` (who asks for more);
 //! `roster` (what is known of the workers); `ledger` (how much each balancer may send) and `register` (who is told);
 //! `configure` (what a worker is told); `status` and `metrics`. [`demo`] is the application that runs in a worker when there
@@ -49,6 +49,7 @@ mod recycle;
 mod register;
 mod roster;
 mod scale;
+mod sockets;
 mod status;
 mod supervisor;
 mod systemd;
@@ -67,10 +68,11 @@ use pool::Pool;
 use process::Program;
 use register::{Audience, Introduction, Registrar, StreamState, Streams};
 use roster::{Roster, State};
+use sockets::Sockets;
 use status::Status;
 use supervisor::{Desk, Sight, supervise};
 use systemd::ServiceManager;
-use tenure::{Hatchery, Sockets};
+use tenure::Hatchery;
 
 /// Beyond the time for what is in flight: for killing what did not end.
 const LAST: Duration = Duration::from_secs(10);

@@ -5,27 +5,23 @@
 use crate::{
     life::{End, Event, Limits, Wanted, Wishes, becomes, live},
     metrics::{Cause, Counters},
-    process::{Process, Program, bind},
+    process::{Process, Program},
     recycle::{Due, Terms},
     register::Audience,
     roster::{Entry, Roster, Row, State},
+    sockets::{Socket, Sockets, refuse_all},
     usage::Usage,
 };
-use chassis::listen::ListenAddr;
 use proto::worker::Configure;
-use servery_worker::supervision::refuse_gone;
 use std::{
-    collections::VecDeque,
     io,
-    net::TcpListener,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::AsFd as _,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::{
     sync::watch,
-    task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -34,9 +30,6 @@ const GONE: Duration = Duration::from_secs(2);
 
 /// The same for one that has drained: its balancers have let go of it before.
 const GONE_AFTER_DRAIN: Duration = Duration::from_millis(100);
-
-/// Most connections of one dead worker that are answered at the same time; the others wait in the kernel.
-const GONE_AT_ONCE: usize = 256;
 
 /// A killed process is gone at once, unless the kernel itself is stuck on its behalf.
 const KILLED: Duration = Duration::from_secs(5);
@@ -91,15 +84,6 @@ pub(crate) trait Hatch: Send + Sync + 'static {
     fn hatch(&self, place: Place) -> Tenure;
 }
 
-/// Where workers listen.
-#[derive(Debug)]
-pub(crate) enum Sockets {
-    /// Each at an address of its own: the first ones bound already, so that an address in use is an error at the start.
-    Own { first: ListenAddr, bound: Mutex<VecDeque<TcpListener>> },
-    /// All at the same one, where clients come; until it is closed.
-    Shared(Mutex<Option<OwnedFd>>),
-}
-
 /// The real thing: starts processes.
 pub(crate) struct Hatchery {
     pub(crate) program: Program,
@@ -113,13 +97,6 @@ pub(crate) struct Hatchery {
     pub(crate) audience: Audience,
     /// Counts how often log files were to be opened anew.
     pub(crate) reopens: watch::Sender<u64>,
-}
-
-/// A worker's listening socket.
-#[derive(Debug)]
-enum Socket {
-    Own(TcpListener),
-    Shared(OwnedFd),
 }
 
 impl Tenure {
@@ -385,88 +362,5 @@ async fn kill(process: &mut Process) {
     process.kill();
     if timeout(KILLED, process.ended()).await.is_err() {
         tracing::error!(pid = process.pid(), "a worker was killed and has not ended: the kernel holds it");
-    }
-}
-
-/// Answers whoever comes to the socket of a dead worker, for a while.
-async fn refuse_all(socket: TcpListener, for_long: Duration) {
-    let until = Instant::now() + for_long;
-    let listener = match tokio::net::TcpListener::from_std(socket) {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::warn!(%error, "the socket of a dead worker cannot be answered");
-            return;
-        }
-    };
-    let mut answering = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept(), if answering.len() < GONE_AT_ONCE => match accepted {
-                Ok((stream, _)) => {
-                    answering.spawn(refuse_gone(stream));
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "cannot accept for a dead worker");
-                    sleep(Duration::from_millis(10)).await;
-                }
-            },
-            Some(_) = answering.join_next() => {}
-            () = sleep_until(until) => break,
-        }
-    }
-    drop(listener);
-    while answering.join_next().await.is_some() {}
-}
-
-impl Sockets {
-    /// Addresses of their own for this many workers, and for those after them.
-    pub(crate) fn own(first: ListenAddr, workers: u32) -> io::Result<Self> {
-        let bound = (0..workers).map(|_| bind(first)).collect::<io::Result<_>>()?;
-        Ok(Self::Own { first, bound: Mutex::new(bound) })
-    }
-
-    /// One for all of them.
-    pub(crate) fn shared(socket: OwnedFd) -> Self {
-        Self::Shared(Mutex::new(Some(socket)))
-    }
-
-    fn next(&self) -> io::Result<Socket> {
-        match self {
-            Self::Own { first, bound } => {
-                let bound = bound.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                bound.map_or_else(|| bind(*first), Ok).map(Socket::Own)
-            }
-            Self::Shared(socket) => {
-                let socket = socket.lock().unwrap_or_else(PoisonError::into_inner);
-                let socket = socket.as_ref().ok_or_else(|| io::Error::other("the node's socket is closed"))?;
-                socket.try_clone().map(Socket::Shared)
-            }
-        }
-    }
-
-    /// Lets go of a shared socket, so that it closes with the last worker that has it.
-    pub(crate) fn close(&self) {
-        if let Self::Shared(socket) = self {
-            socket.lock().unwrap_or_else(PoisonError::into_inner).take();
-        }
-    }
-}
-
-impl Socket {
-    /// 0 where it is not the worker's own.
-    fn port(&self) -> u16 {
-        match self {
-            Self::Own(socket) => socket.local_addr().map_or(0, |address| address.port()),
-            Self::Shared(_) => 0,
-        }
-    }
-}
-
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Own(socket) => socket.as_fd(),
-            Self::Shared(socket) => socket.as_fd(),
-        }
     }
 }

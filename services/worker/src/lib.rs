@@ -55,6 +55,7 @@ mod accept;
 mod access;
 mod alarm;
 mod answer;
+mod connection;
 mod control;
 mod conversation;
 mod counts;

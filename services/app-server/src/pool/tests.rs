@@ -9,7 +9,8 @@ use crate::{
     process::Program,
     register::Audience,
     roster::{Roster, Row, State},
-    tenure::{Hatchery, Sockets},
+    sockets::Sockets,
+    tenure::Hatchery,
 };
 use chassis::listen::ListenAddr;
 use proto::worker::Configure;
