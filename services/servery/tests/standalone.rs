@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rogue::Program;
 use serde_json::Value;
 use servery_harness::{
-    Client, Load, Process, Protocol, Raw, Signal, Site, StandalonePlan, eventually, forget_servery, run,
+    Client, Load, Process, Protocol, Raw, Signal, Site, StandalonePlan, WorkerRow, eventually, forget_servery, run,
 };
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -152,6 +152,28 @@ async fn what_comes_while_every_worker_is_busy_waits_for_its_turn() {
     }
     println!("six times 200 ms, one at a time: {:?}", begun.elapsed());
     assert!(begun.elapsed() >= Duration::from_millis(1200), "they were not served one at a time");
+}
+
+#[tokio::test]
+async fn nobody_waits_at_a_busy_worker_while_another_one_is_free() {
+    let program = Program::new();
+    let node = plan().alone().workers(2).with("capacity = 1").with(&program.line()).start().await;
+    let begun = Instant::now();
+    let long = tokio::spawn(say(node.address(), get("/nap/3000", "")));
+    let short = tokio::spawn(say(node.address(), get("/nap/300", "")));
+    let both_busy = |rows: &[WorkerRow]| rows.iter().all(|row| row.busy == 1);
+    node.rows_with("two busy workers", SOON, both_busy).await;
+    let mut asking = JoinSet::new();
+    for _ in 0..6 {
+        asking.spawn(say(node.address(), get("/nap/20", "")));
+    }
+    for answer in asking.join_all().await {
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    println!("six that came while both were busy are done after {:?}", begun.elapsed());
+    assert!(!long.is_finished(), "they waited for the busier one");
+    assert!(short.await.unwrap().starts_with("HTTP/1.1 200"));
+    assert!(long.await.unwrap().starts_with("HTTP/1.1 200"));
 }
 
 #[tokio::test]
