@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use servery_harness::cluster::instance_of;
-use servery_harness::{Client, Cluster, Plan, Protocol, Role, eventually, run};
+use servery_harness::{Client, Cluster, Plan, Protocol, Role, StandalonePlan, eventually, run};
 
 const SERVERY: &str = env!("CARGO_BIN_EXE_servery");
 
@@ -190,4 +190,33 @@ async fn a_node_may_advertise_another_address_where_the_balancer_allows_it() {
     let cluster = plan.start().await;
     let answer = cluster.balancers[0].client(Protocol::Http1).get("/whoami").await.unwrap();
     assert_eq!(answer.status, 200, "{}", answer.text());
+}
+
+#[tokio::test]
+async fn every_worker_is_seen_with_its_age_memory_and_the_causes_of_its_restarts() {
+    let plan = StandalonePlan::new(SERVERY).workers(2).with("max_lifetime = \"1s\"");
+    let node = plan.start().await;
+    assert_eq!(node.client(Protocol::Http1).get("/sleep/20").await.unwrap().status, 200);
+    node.rows_with("workers that have been replaced for their age, and looked at", SOON, |rows| {
+        rows.len() == 2 && rows.iter().all(|row| row.is_ready() && row.restarts >= 1 && row.memory_bytes > Some(0))
+    })
+    .await;
+    assert!(node.restarts("max_lifetime").await >= 2);
+
+    let admin = node.admin().to_string();
+    let table = run(SERVERY, &["status", "--admin", &admin], &[]).await.printed();
+    let heads = ["node", "state", "age", "slots", "busy", "served", "cpu", "MiB", "restarts"];
+    assert!(heads.iter().all(|head| table.contains(head)), "{table}");
+    let workers = table.lines().filter(|line| line.contains("alone") && line.contains("max_lifetime"));
+    assert!(workers.count() >= 2, "{table}");
+
+    eventually("the metrics to have it all", SOON, async || {
+        let metrics = node.metrics().await?;
+        let memory = metrics.sum("servery_app_server_worker_memory_bytes", &[]);
+        let counted = metrics.sum("servery_app_server_request_duration_seconds_count", &[]);
+        let quick = metrics.sum("servery_app_server_request_duration_seconds_bucket", &[("le", "0.01")]);
+        anyhow::ensure!(memory > 1e6 && (counted - 1.0).abs() < 0.5 && quick < 0.5, "{memory} {counted} {quick}");
+        Ok(())
+    })
+    .await;
 }
