@@ -41,6 +41,7 @@ pub struct Line<'a> {
     pub app: Option<&'a str>,
     pub node: Option<&'a str>,
     pub worker: Option<u32>,
+    pub why: Option<&'static str>,
     pub reject: Option<&'static str>,
     pub trace_id: Option<&'a HeaderValue>,
 }
@@ -189,6 +190,8 @@ impl Buffer {
             Some(worker) => _ = write!(out, ",\"worker\":{worker}"),
             None => out.extend_from_slice(b",\"worker\":null"),
         }
+        out.extend_from_slice(b",\"why\":");
+        optional(out, line.why.map(str::as_bytes));
         out.extend_from_slice(b",\"reject\":");
         optional(out, line.reject.map(str::as_bytes));
         out.extend_from_slice(b",\"trace_id\":");
@@ -260,6 +263,7 @@ mod tests {
             app: Some("demo"),
             node: Some("node-1"),
             worker: Some(3),
+            why: Some("idle"),
             reject: None,
             trace_id: None,
         }
@@ -278,7 +282,7 @@ mod tests {
             "{\"ts\":\"2026-11-21T11:35:26.007Z\",\"request_id\":\"00ff\",\"client_ip\":\"10.0.0.1\",\"method\":\"GET\",\
              \"host\":\"a.org\",\"path\":\"/x\",\"proto\":\"HTTP/2\",\"status\":200,\"bytes_in\":1,\"bytes_out\":2,\
              \"duration_ms\":1234.567,\"queue_ms\":0.000,\"attempts\":1,\"app\":\"demo\",\"node\":\"node-1\",\"worker\":3,\
-             \"reject\":null,\"trace_id\":null}\n"
+             \"why\":\"idle\",\"reject\":null,\"trace_id\":null}\n"
         );
     }
 

@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-pub use crate::dispatch::{EndpointView, NodeView};
+pub use crate::dispatch::{EndpointView, NodeView, Why};
 
 /// Bounds of every app's queue.
 #[derive(Clone, Copy, Debug)]
@@ -192,7 +192,8 @@ impl App {
                 budget.deposit(self.second(now));
             }
             if let Some(endpoint) = dispatch.pick(tried, rng) {
-                return Ok(self.permit(endpoint));
+                let why = dispatch.why(endpoint.id);
+                return Ok(self.permit(endpoint, why));
             }
             let (sender, receiver) = oneshot::channel();
             let ticket = dispatch.enqueue(sender, tried, comes_back).map_err(|QueueFull(_)| Reject::QueueFull)?;
@@ -234,7 +235,7 @@ impl App {
                 self.changed.notify_waiters();
             }
             if let Some((waiter, endpoint)) = handover
-                && let Err(permit) = waiter.send(self.permit(endpoint))
+                && let Err(permit) = waiter.send(self.permit(endpoint, Why::Queued))
             {
                 released = Some(permit.take_back());
             }
@@ -254,12 +255,12 @@ impl App {
         self.changed.notify_waiters();
         for (waiter, endpoint) in handovers {
             // a waiter that has left drops the permit, which goes to the next
-            drop(waiter.send(self.permit(endpoint)));
+            drop(waiter.send(self.permit(endpoint, Why::Queued)));
         }
     }
 
-    fn permit(self: &Arc<Self>, endpoint: Arc<Endpoint>) -> Permit {
-        Permit { app: Arc::clone(self), endpoint: Some(endpoint) }
+    fn permit(self: &Arc<Self>, endpoint: Arc<Endpoint>, why: Why) -> Permit {
+        Permit { app: Arc::clone(self), endpoint: Some(endpoint), why }
     }
 
     fn second(&self, now: Instant) -> u64 {
@@ -291,11 +292,17 @@ pub struct Permit {
     app: Arc<App>,
     /// `None` only after `take_back`.
     endpoint: Option<Arc<Endpoint>>,
+    why: Why,
 }
 
 impl Permit {
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         self.endpoint.as_ref().expect("only a permit that nobody has was taken back")
+    }
+
+    /// Why it is this endpoint's.
+    pub fn why(&self) -> Why {
+        self.why
     }
 
     fn take_back(mut self) -> EndpointId {

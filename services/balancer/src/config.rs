@@ -27,6 +27,8 @@ pub struct Config {
     pub admin: ListenAddr,
     /// Whose forwarding fields are believed.
     pub trusted_proxies: Vec<Network>,
+    /// Clients that are told, where they ask with `Servery-Debug`, how a request was dispatched.
+    pub debug_networks: Vec<Network>,
     /// Where a node's workers may be, besides at the node's own address.
     pub advertised_networks: Vec<Network>,
     /// Requests that may wait for a permit, per app.
@@ -82,6 +84,7 @@ impl Config {
             control: reader.read("balancer.control", ListenAddr::All(7400)),
             admin: reader.read("balancer.admin", ListenAddr::All(9180)),
             trusted_proxies: reader.read("balancer.trusted_proxies", Vec::new()),
+            debug_networks: reader.read("balancer.debug_networks", Vec::new()),
             advertised_networks: reader.read("balancer.advertised_networks", Vec::new()),
             queue_length: reader.read("balancer.queue_length", 1024),
             queue_deadline: reader.read("balancer.queue_deadline", Duration::from_secs(10)),

@@ -20,6 +20,28 @@ use crate::{
 use rand::Rng;
 use std::{collections::BTreeMap, sync::Arc};
 
+/// Why a request was given to this endpoint and not to another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Nothing of this balancer's was there.
+    Idle,
+    /// None was idle; nowhere was less.
+    LeastBusy,
+    /// The request waited, and this one became free first.
+    Queued,
+}
+
+impl Why {
+    /// In the access log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::LeastBusy => "least_busy",
+            Self::Queued => "queued",
+        }
+    }
+}
+
 /// The queue had no room; the waiter comes back.
 #[derive(Debug, PartialEq, Eq)]
 pub struct QueueFull<W>(pub W);
@@ -110,6 +132,11 @@ impl<W> Dispatch<W> {
         endpoint.count_pick();
         self.held += 1;
         Some(endpoint)
+    }
+
+    /// Why `pick` has just given this endpoint.
+    pub fn why(&self, picked: EndpointId) -> Why {
+        if self.seat(picked).is_some_and(|seat| seat.held <= 1) { Why::Idle } else { Why::LeastBusy }
     }
 
     /// Waits for a permit, after `pick` had none. A request that comes back from an attempt goes to the head, and is

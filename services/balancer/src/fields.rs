@@ -12,6 +12,7 @@ use std::{
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const SERVERY_PASS: HeaderName = HeaderName::from_static(proto::PASS_HEADER);
 pub const SERVERY_REFUSED: HeaderName = HeaderName::from_static(proto::REFUSED_HEADER);
+pub const SERVERY_DEBUG: HeaderName = HeaderName::from_static("servery-debug");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");

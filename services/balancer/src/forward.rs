@@ -68,6 +68,7 @@ pub async fn forward(
         let permit = permit.map_err(|reject| failed.unwrap_or(reject))?;
         record.attempts += 1;
         record.endpoint = Some(Arc::clone(permit.endpoint()));
+        record.why = Some(permit.why());
 
         let Failed { failure, reject, outcome, rest } = {
             let mut watch = Watch { app, outcome: Outcome::ClientGone };

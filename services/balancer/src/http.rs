@@ -184,10 +184,13 @@ impl Server {
 async fn handle(edge: Rc<Edge>, hop: &Hop, redirect_to: Option<u16>, request: Request<Incoming>) -> Response<Body> {
     let (head, incoming) = request.into_parts();
     let config = &edge.shared.config;
+    let client = hop.client(&head.headers, &config.trusted_proxies);
+    let debug = head.headers.contains_key(fields::SERVERY_DEBUG)
+        && config.debug_networks.iter().any(|network| network.contains(client));
     let mut record = Box::new(Record {
         start: Instant::now(),
         id: fields::believed_id(&head.headers, hop.trusted).unwrap_or_else(|| edge.request_id()),
-        client: hop.client(&head.headers, &config.trusted_proxies),
+        client,
         method: head.method.clone(),
         uri: head.uri.clone(),
         version: head.version,
@@ -199,6 +202,7 @@ async fn handle(edge: Rc<Edge>, hop: &Hop, redirect_to: Option<u16>, request: Re
         attempts: 0,
         app: None,
         endpoint: None,
+        why: None,
         status: 0,
         reject: None,
         edge: Rc::clone(&edge),
@@ -212,6 +216,9 @@ async fn handle(edge: Rc<Edge>, hop: &Hop, redirect_to: Option<u16>, request: Re
         }
     };
     response.headers_mut().entry(fields::X_REQUEST_ID).or_insert_with(|| record.id.clone());
+    if let Some(value) = debug.then(|| record.debug()).flatten() {
+        response.headers_mut().insert(fields::SERVERY_DEBUG, value);
+    }
     record.status = response.status().as_u16();
     let head_only = record.method == Method::HEAD;
     response.body_mut().attach(record, head_only);

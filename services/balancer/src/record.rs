@@ -1,10 +1,17 @@
 //! One request, from its first line to the last byte of its answer: what the access log and the metrics will say about
 //! it. Written when it is dropped, so that nothing that happens to a request goes without its line.
 
-use crate::{accesslog::Line, app::App, body::RequestSource, edge::Edge, endpoint::Endpoint, reject::Reject};
+use crate::{
+    accesslog::Line,
+    app::{App, Why},
+    body::RequestSource,
+    edge::Edge,
+    endpoint::Endpoint,
+    reject::Reject,
+};
 use http::{HeaderValue, Method, Uri, Version};
 use std::{
-    fmt,
+    fmt::{self, Write as _},
     net::IpAddr,
     rc::Rc,
     sync::Arc,
@@ -30,6 +37,8 @@ pub struct Record {
     pub(crate) app: Option<Arc<App>>,
     /// Of the last attempt.
     pub(crate) endpoint: Option<Arc<Endpoint>>,
+    /// Why it went there.
+    pub(crate) why: Option<Why>,
     /// Zero until there is an answer.
     pub(crate) status: u16,
     pub(crate) reject: Option<Reject>,
@@ -42,6 +51,17 @@ impl fmt::Debug for Record {
 }
 
 impl Record {
+    /// The same for a client that asked and may know: a dictionary of RFC 9651.
+    pub(crate) fn debug(&self) -> Option<HeaderValue> {
+        let mut text = format!("queue_ms={:.3}, attempts={}", self.queue.as_secs_f64() * 1000.0, self.attempts);
+        if let (Some(endpoint), Some(why)) = (&self.endpoint, self.why) {
+            let (node, worker, generation) = (&endpoint.node.instance, endpoint.position, endpoint.generation);
+            // writing to a string does not fail
+            let _ = write!(text, ", node=\"{node}\", worker={worker}, generation={generation}, why={}", why.as_str());
+        }
+        HeaderValue::try_from(text).ok()
+    }
+
     /// It ended before its answer did, and nobody else is to blame: the client left, or we cut it off.
     pub(crate) fn abandon(&mut self) {
         let cutting = self.edge.cutting.get();
@@ -84,6 +104,7 @@ impl Drop for Record {
             app: self.app.as_ref().map(|app| app.name()),
             node: self.endpoint.as_ref().map(|endpoint| endpoint.node.instance.as_str()),
             worker: self.endpoint.as_ref().map(|endpoint| endpoint.position),
+            why: self.why.map(Why::as_str),
             reject: self.reject.map(Reject::label),
             trace_id: self.trace_id.as_ref(),
         };

@@ -26,11 +26,11 @@ async fn an_app_without_endpoints_queues_until_one_comes() {
     let app = apps(8).obtain("demo");
     let waiting = tokio::spawn({
         let app = Arc::clone(&app);
-        async move { acquire(&app, 10 * SECOND).await.map(|permit| permit.endpoint().position) }
+        async move { acquire(&app, 10 * SECOND).await.map(|permit| (permit.endpoint().position, permit.why())) }
     });
     sleep(3 * SECOND).await;
     app.apply(&node(), &[worker(7, 1)]);
-    assert_eq!(waiting.await.unwrap(), Ok(7));
+    assert_eq!(waiting.await.unwrap(), Ok((7, Why::Queued)));
     assert_eq!(app.view().in_flight, 0);
 }
 

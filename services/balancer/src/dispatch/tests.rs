@@ -44,6 +44,17 @@ fn equals_share_at_random() {
 }
 
 #[test]
+fn a_pick_says_whether_anything_else_was_there() {
+    let (mut dispatch, mut rng) = (Dispatch::<u32>::new(8), rng());
+    dispatch.apply(&node("a"), &workers(2, 2));
+    let mut why = || {
+        let picked = dispatch.pick(&[], &mut rng).unwrap();
+        dispatch.why(picked.id)
+    };
+    assert_eq!([why(), why(), why(), why()], [Why::Idle, Why::Idle, Why::LeastBusy, Why::LeastBusy]);
+}
+
+#[test]
 fn a_freed_permit_goes_to_the_head_and_who_comes_back_is_the_head() {
     let (mut dispatch, mut rng) = (Dispatch::new(2), rng());
     dispatch.apply(&node("a"), &workers(1, 1));

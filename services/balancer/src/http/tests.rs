@@ -739,3 +739,32 @@ async fn a_new_certificate_is_for_the_next_handshake() {
     upstream.answer("").await;
     assert_eq!(soon(request).await.unwrap().unwrap().status(), 200);
 }
+
+#[tokio::test]
+async fn who_may_ask_is_told_how_a_request_was_dispatched() {
+    for (config, told) in [("debug_networks = [\"127.0.0.1\"]", true), ("", false)] {
+        let plane = Plane::start(config);
+        let worker = plane.worker().await;
+        let mut client = plane.client().await;
+        for (asks, told) in [(true, told), (false, false)] {
+            let field = if asks { "Servery-Debug: 1\r\n" } else { "" };
+            client.send(&format!("GET / HTTP/1.1\r\nHost: a\r\n{field}\r\n")).await;
+            let mut upstream = worker.accept().await;
+            assert!(!upstream.head().await.contains("servery-debug"));
+            upstream
+                .send("HTTP/1.1 200 OK\r\nservery-debug: forged\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+                .await;
+            let (head, _) = client.response().await;
+            let line = head.lines().find(|line| line.starts_with("servery-debug: "));
+            assert_eq!(line.is_some(), told, "{head}");
+            if let Some(line) = line {
+                assert!(line.contains("queue_ms=0.") && line.contains("attempts=1, node=\""), "{line}");
+                assert!(line.contains("worker=0, generation=1, why=idle"), "{line}");
+            }
+        }
+        drop(client);
+        for line in plane.finish().await {
+            assert_eq!(line["why"], "idle", "{line}");
+        }
+    }
+}
