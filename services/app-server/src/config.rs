@@ -17,9 +17,10 @@ mod limits;
 mod pool;
 
 pub use alone::{Bind, Edge, ProxyProtocol};
+pub use chassis::config::Percent;
 pub use limits::RequestLimits;
+pub use pool::Recycling;
 use pool::WorkerCount;
-pub use pool::{Percent, Recycling};
 
 /// A typing error must not start a million processes; balancers refuse reports of more than twice as many.
 pub(crate) const WORKERS_MAX: u32 = 256;

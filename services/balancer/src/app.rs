@@ -3,7 +3,8 @@
 //! does): it adds the mutex, the clock and the waking up. Nothing is awaited inside the mutex.
 
 use crate::{
-    dispatch::{Dispatch, QueueFull},
+    client::Client,
+    dispatch::{Dispatch, NoRoom, Queued, Room},
     endpoint::{Endpoint, EndpointId, Node, WorkerView},
     metrics::AppMetrics,
     queue::Ticket,
@@ -11,6 +12,7 @@ use crate::{
     retry::Budget,
 };
 use arc_swap::ArcSwap;
+use chassis::config::Percent;
 use rand::{SeedableRng, rngs::SmallRng};
 use std::{
     collections::BTreeMap,
@@ -29,8 +31,18 @@ pub use crate::dispatch::{EndpointView, NodeView, Why};
 pub struct Limits {
     /// How many requests may wait per app.
     pub queue_length: usize,
+    /// How much of it one client may fill while another one waits.
+    pub client_share: Percent,
     /// For how long.
     pub queue_deadline: Duration,
+}
+
+impl Limits {
+    fn room(self) -> Room {
+        let all = u32::try_from(self.queue_length).unwrap_or(u32::MAX);
+        let client = usize::try_from(self.client_share.of(all)).unwrap_or(usize::MAX);
+        Room { all: self.queue_length, client }
+    }
 }
 
 /// Every app this balancer has ever heard of, from its configuration or a registration.
@@ -96,7 +108,7 @@ impl App {
             name: name.into(),
             limits,
             state: Mutex::new(State {
-                dispatch: Dispatch::new(limits.queue_length),
+                dispatch: Dispatch::new(limits.room()),
                 budget: Budget::default(),
                 rng: SmallRng::from_rng(&mut rand::rng()),
             }),
@@ -180,12 +192,13 @@ impl App {
     /// its way goes to the next.
     pub async fn acquire(
         self: &Arc<Self>,
+        client: Client,
         tried: &[EndpointId],
         comes_back: bool,
         now: Instant,
         deadline: Instant,
     ) -> Result<Permit, Reject> {
-        let (receiver, place, first) = {
+        let (receiver, place, first, displaced) = {
             let mut state = self.lock();
             let State { dispatch, budget, rng } = &mut *state;
             if !comes_back {
@@ -196,17 +209,23 @@ impl App {
                 return Ok(self.permit(endpoint, why));
             }
             let (sender, receiver) = oneshot::channel();
-            let ticket = dispatch.enqueue(sender, tried, comes_back).map_err(|QueueFull(_)| Reject::QueueFull)?;
-            (receiver, Place { app: self, ticket }, dispatch.queue_depth() == 1)
+            let Queued { ticket, displaced } =
+                dispatch.enqueue(sender, client, tried, comes_back).map_err(|refused| match refused {
+                    NoRoom::Queue(_) => Reject::QueueFull,
+                    NoRoom::Client(_) => Reject::ClientShare,
+                })?;
+            (receiver, Place { app: self, ticket }, dispatch.queue_depth() == 1, displaced)
         };
+        // who is displaced hears it by the end of its channel
+        drop(displaced);
         if first {
             self.waiting.notify_waiters();
         }
         let mut receiver = receiver;
         match timeout_at(deadline, &mut receiver).await {
             Ok(Ok(permit)) => Ok(permit),
-            // the sender lives in the queue until it is used, or taken out by `place`
-            Ok(Err(_)) => Err(Reject::NoEndpoint),
+            // the sender lives in the queue until it is used, taken out by `place`, or displaced
+            Ok(Err(_)) => Err(Reject::ClientShare),
             Err(_) => {
                 let has_endpoints = self.lock().dispatch.has_endpoints();
                 drop(place);

@@ -3,7 +3,7 @@
 
 use crate::route::{HostPattern, Prefix};
 use chassis::{
-    config::{ByteSize, Network, Reader, TableReader},
+    config::{ByteSize, Network, Percent, Reader, TableReader},
     listen::ListenAddr,
 };
 use std::{collections::HashSet, thread, time::Duration};
@@ -33,6 +33,8 @@ pub struct Config {
     pub advertised_networks: Vec<Network>,
     /// Requests that may wait for a permit, per app.
     pub queue_length: usize,
+    /// How much of it one client may fill while another one waits.
+    pub queue_client_share: Percent,
     pub queue_deadline: Duration,
     /// From the sent request to the response head, and between two parts of its body.
     pub response_timeout: Duration,
@@ -87,6 +89,7 @@ impl Config {
             debug_networks: reader.read("balancer.debug_networks", Vec::new()),
             advertised_networks: reader.read("balancer.advertised_networks", Vec::new()),
             queue_length: reader.read("balancer.queue_length", 1024),
+            queue_client_share: reader.read("balancer.queue_client_share", Percent(50)),
             queue_deadline: reader.read("balancer.queue_deadline", Duration::from_secs(10)),
             response_timeout: reader.read("balancer.response_timeout", Duration::from_secs(60)),
             connect_timeout: reader.read("balancer.connect_timeout", Duration::from_secs(2)),

@@ -13,12 +13,16 @@
 //! number of endpoints.
 
 use crate::{
+    client::Client,
     endpoint::{Endpoint, EndpointId, Node, WorkerState, WorkerView},
     levels::Levels,
     queue::{Queue, Ticket},
 };
 use rand::Rng;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
 /// Why a request was given to this endpoint and not to another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,9 +46,30 @@ impl Why {
     }
 }
 
-/// The queue had no room; the waiter comes back.
+/// There was no room; the waiter comes back.
 #[derive(Debug, PartialEq, Eq)]
-pub struct QueueFull<W>(pub W);
+pub enum NoRoom<W> {
+    /// In the whole queue.
+    Queue(W),
+    /// In this client's share of it, and another client waits.
+    Client(W),
+}
+
+/// A waiter's place.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Queued<W> {
+    pub ticket: Ticket,
+    /// Who had to leave for it: the youngest of the client that had more than its share of a full queue.
+    pub displaced: Option<W>,
+}
+
+/// How many may wait.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    pub all: usize,
+    /// Of one client, while another one waits.
+    pub client: usize,
+}
 
 #[derive(Debug)]
 struct Seat {
@@ -69,6 +94,9 @@ struct Member {
 #[derive(Debug)]
 struct Waiter<W> {
     waiter: W,
+    client: Client,
+    /// It had a permit before.
+    comes_back: bool,
     /// Endpoints tried already: not again as long as another one is in rotation. Empty for newcomers.
     exclude: Vec<EndpointId>,
 }
@@ -103,12 +131,14 @@ pub struct Dispatch<W> {
     open: usize,
     held: u64,
     queue: Queue<Waiter<W>>,
-    queue_length: usize,
+    /// Who waits, how often. Empty while nobody does.
+    clients: HashMap<Client, usize>,
+    room: Room,
 }
 
 impl<W> Dispatch<W> {
-    /// `queue_length`: how many newcomers may wait at most.
-    pub fn new(queue_length: usize) -> Self {
+    /// `room`: for newcomers.
+    pub fn new(room: Room) -> Self {
         Self {
             seats: Vec::new(),
             vacant: Vec::new(),
@@ -118,7 +148,8 @@ impl<W> Dispatch<W> {
             open: 0,
             held: 0,
             queue: Queue::default(),
-            queue_length,
+            clients: HashMap::new(),
+            room,
         }
     }
 
@@ -140,20 +171,57 @@ impl<W> Dispatch<W> {
     }
 
     /// Waits for a permit, after `pick` had none. A request that comes back from an attempt goes to the head, and is
-    /// not counted against the length: it was admitted before.
-    pub fn enqueue(&mut self, waiter: W, exclude: &[EndpointId], comes_back: bool) -> Result<Ticket, QueueFull<W>> {
-        if comes_back {
-            return Ok(self.queue.push_front(Waiter { waiter, exclude: exclude.to_vec() }));
+    /// not counted against the room: it was admitted before.
+    ///
+    /// A client may fill the queue while nobody else waits. As soon as another one does, it gets nothing beyond its share,
+    /// and where the queue is full it makes room for clients that have less.
+    pub fn enqueue(
+        &mut self,
+        waiter: W,
+        client: Client,
+        exclude: &[EndpointId],
+        comes_back: bool,
+    ) -> Result<Queued<W>, NoRoom<W>> {
+        let mut displaced = None;
+        if !comes_back {
+            let own = self.clients.get(&client).copied().unwrap_or(0);
+            if own >= self.room.client && self.queue.len() > own {
+                return Err(NoRoom::Client(waiter));
+            }
+            if self.queue.len() >= self.room.all {
+                let greedy = if own < self.room.client { self.youngest_of_the_greediest() } else { None };
+                let Some(ticket) = greedy else { return Err(NoRoom::Queue(waiter)) };
+                displaced = self.leave(ticket);
+            }
         }
-        if self.queue.len() >= self.queue_length {
-            return Err(QueueFull(waiter));
-        }
-        Ok(self.queue.push_back(Waiter { waiter, exclude: exclude.to_vec() }))
+        *self.clients.entry(client).or_default() += 1;
+        let waiter = Waiter { waiter, client, comes_back, exclude: exclude.to_vec() };
+        let ticket = if comes_back { self.queue.push_front(waiter) } else { self.queue.push_back(waiter) };
+        Ok(Queued { ticket, displaced })
+    }
+
+    /// The newest request of the client that has the most here, if that is more than its share. Looks at everybody who
+    /// waits: only a queue that one client has filled pays for this.
+    fn youngest_of_the_greediest(&self) -> Option<Ticket> {
+        let (client, count) = self.clients.iter().max_by_key(|(client, count)| (**count, **client))?;
+        let newcomers = || self.queue.iter().filter(|(_, waiter)| waiter.client == *client && !waiter.comes_back);
+        if *count > self.room.client { newcomers().last().map(|(ticket, _)| ticket) } else { None }
     }
 
     /// The waiter gave up; `None` when it was handed a permit before.
     pub fn leave(&mut self, ticket: Ticket) -> Option<W> {
-        self.queue.remove(ticket).map(|waiter| waiter.waiter)
+        self.take_out(ticket).map(|waiter| waiter.waiter)
+    }
+
+    fn take_out(&mut self, ticket: Ticket) -> Option<Waiter<W>> {
+        let waiter = self.queue.remove(ticket)?;
+        if let Entry::Occupied(mut count) = self.clients.entry(waiter.client) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+        Some(waiter)
     }
 
     /// A permit comes back. Returns true when a control task may be waiting for this: the endpoint's node is leaving,
@@ -177,7 +245,7 @@ impl<W> Dispatch<W> {
             let exclude = self.in_force(&waiter.exclude);
             self.free.any(|seat| !exclude.iter().any(|id| self.names(*id, seat))).then_some(ticket)
         })?;
-        let Waiter { waiter, exclude } = self.queue.remove(ticket).expect("the ticket was just read");
+        let Waiter { waiter, exclude, .. } = self.take_out(ticket).expect("the ticket was just read");
         let endpoint = self.pick(&exclude, rng).expect("a free permit for this waiter was just seen");
         Some((waiter, endpoint))
     }

@@ -61,7 +61,7 @@ pub async fn forward(
     let mut failed: Option<Reject> = None;
     loop {
         let asked = Instant::now();
-        let permit = app.acquire(&tried, record.attempts > 0, asked, deadline).await;
+        let permit = app.acquire(record.client.into(), &tried, record.attempts > 0, asked, deadline).await;
         let begun = Instant::now();
         record.queue += begun - asked;
         // where a second permit cannot be had, the first failure is the reason

@@ -1,5 +1,5 @@
 //! The balancer: terminates TLS, routes, holds the one queue of each app, picks a worker, forwards. In reading order:
-//! `listener`, `tls`, `http` (with `host`, `fields`, `redirect`), `route`, `app` (with `dispatch`, `queue`, `levels`),
+//! `listener`, `tls`, `http` (with `host`, `fields`, `redirect`), `route`, `app` (with `dispatch`, `queue`, `client`, `levels`),
 //! `endpoint`, `forward` (with `upstream`, `body`, `relay`), `retry`, `reject`, `accesslog` (with `record`), `metrics`
 //! are the data plane, one runtime per core with its `edge`; `registry`, `certificates`, `readiness`,
 //! `status` are the control plane, on the process's first runtime. The two meet in [`Shared`] only.
@@ -10,6 +10,7 @@ pub mod app;
 mod authority;
 pub mod body;
 mod certificates;
+pub mod client;
 pub mod config;
 mod control;
 pub mod dispatch;
@@ -81,7 +82,11 @@ pub struct Shared {
 impl Shared {
     /// With the configured routes, and no node yet.
     pub fn new(config: Config, https_port: Option<u16>, certificates: tls::CertificateSet) -> Arc<Self> {
-        let limits = Limits { queue_length: config.queue_length, queue_deadline: config.queue_deadline };
+        let limits = Limits {
+            queue_length: config.queue_length,
+            client_share: config.queue_client_share,
+            queue_deadline: config.queue_deadline,
+        };
         let shared = Self {
             config,
             https_port,

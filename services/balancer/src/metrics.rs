@@ -242,7 +242,11 @@ mod tests {
 
     #[test]
     fn a_nodes_series_end_with_it() {
-        let apps = Apps::new(Limits { queue_length: 1, queue_deadline: Duration::ZERO });
+        let apps = Apps::new(Limits {
+            queue_length: 1,
+            client_share: chassis::config::Percent(50),
+            queue_deadline: Duration::ZERO,
+        });
         let app = apps.obtain("demo");
         let node = Arc::new(Node::new("node-1".to_owned(), ([127, 0, 0, 1], 1).into(), b"pass"));
         let worker = WorkerView { generation: 3, ..WorkerView::ready(2, ([127, 0, 0, 1], 9000).into(), 5) };

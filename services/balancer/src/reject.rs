@@ -20,6 +20,8 @@ pub enum Reject {
     BodyTimeout,
     NoRoute,
     QueueFull,
+    /// One client fills its share of the queue, and another one waits.
+    ClientShare,
     /// Waited for a permit until the deadline.
     QueueDeadline,
     /// Waited until the deadline, and no worker of the app is there.
@@ -45,7 +47,7 @@ pub enum Reject {
 
 impl Reject {
     /// In the order of declaration, so that `ALL[reject as usize] == reject`.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::BadHost,
         Self::BadTarget,
         Self::BadBody,
@@ -54,6 +56,7 @@ impl Reject {
         Self::BodyTimeout,
         Self::NoRoute,
         Self::QueueFull,
+        Self::ClientShare,
         Self::QueueDeadline,
         Self::NoEndpoint,
         Self::Refused,
@@ -79,6 +82,7 @@ impl Reject {
             Self::BodyTimeout => "body_timeout",
             Self::NoRoute => "no_route",
             Self::QueueFull => "queue_full",
+            Self::ClientShare => "client_share",
             Self::QueueDeadline => "queue_deadline",
             Self::NoEndpoint => "no_endpoint",
             Self::Refused => "refused",
@@ -101,6 +105,7 @@ impl Reject {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::ClientShare => StatusCode::TOO_MANY_REQUESTS,
             Self::QueueFull | Self::QueueDeadline | Self::NoEndpoint | Self::Refused | Self::Drained => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -124,7 +129,7 @@ impl Reject {
             | Self::BodyTimeout
             | Self::ClientGone => "http_request_error",
             Self::NoRoute => "destination_not_found",
-            Self::QueueFull => "connection_limit_reached",
+            Self::QueueFull | Self::ClientShare => "connection_limit_reached",
             Self::QueueDeadline | Self::NoEndpoint | Self::Refused | Self::Drained => "destination_unavailable",
             Self::ConnectRefused => "connection_refused",
             Self::ConnectTimeout => "connection_timeout",
@@ -146,6 +151,7 @@ impl Reject {
             Self::BodyTimeout => "The request body stopped arriving.",
             Self::NoRoute => "Nothing is served at this host and path.",
             Self::QueueFull => "Too many requests are waiting for this application.",
+            Self::ClientShare => "Too many requests of yours are waiting for this application.",
             Self::QueueDeadline => "The application was busy for too long.",
             Self::NoEndpoint => "The application is not running at the moment.",
             Self::Refused => "The application could not take the request at the moment.",
@@ -161,7 +167,12 @@ impl Reject {
     /// Seconds after which another try makes sense.
     fn retry_after(self) -> Option<&'static str> {
         match self {
-            Self::QueueFull | Self::QueueDeadline | Self::NoEndpoint | Self::Refused | Self::Drained => Some("1"),
+            Self::QueueFull
+            | Self::ClientShare
+            | Self::QueueDeadline
+            | Self::NoEndpoint
+            | Self::Refused
+            | Self::Drained => Some("1"),
             Self::BadHost
             | Self::BadTarget
             | Self::BadBody

@@ -9,6 +9,7 @@
 
 mod address;
 mod document;
+mod percent;
 mod problem;
 mod reader;
 mod shared;
@@ -18,6 +19,7 @@ mod value;
 pub use address::{HostPort, Network};
 pub use bytesize::ByteSize;
 pub use document::{Located, Toml};
+pub use percent::Percent;
 pub use problem::{Location, Problem, Problems};
 pub use reader::{Reader, TableReader};
 pub use shared::Shared;

@@ -17,10 +17,6 @@ pub(super) enum WorkerCount {
     Count(u32),
 }
 
-/// A share, 1 to 100.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Percent(pub u8);
-
 /// When a worker is replaced by a fresh one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Recycling {
@@ -42,13 +38,6 @@ impl WorkerCount {
             Self::Auto => cores,
             Self::Count(count) => count,
         }
-    }
-}
-
-impl Percent {
-    /// Of these many, rounded down, and at least one.
-    pub fn of(self, all: u32) -> u32 {
-        (all.saturating_mul(self.0.into()) / 100).max(1)
     }
 }
 
@@ -101,14 +90,5 @@ impl Value for WorkerCount {
             _ => None,
         }
         .ok_or_else(|| Mismatch::toml::<Self>(value))
-    }
-}
-
-impl Value for Percent {
-    const EXPECTED: &'static str = "a share such as \"25%\"";
-
-    fn from_text(text: &str) -> Option<Self> {
-        let percent = text.strip_suffix('%')?.parse().ok()?;
-        (1..=100).contains(&percent).then_some(Self(percent))
     }
 }

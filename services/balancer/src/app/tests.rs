@@ -3,7 +3,7 @@ use std::collections::HashSet;
 use tokio::time::sleep;
 
 fn apps(queue_length: usize) -> Arc<Apps> {
-    Apps::new(Limits { queue_length, queue_deadline: Duration::from_secs(10) })
+    Apps::new(Limits { queue_length, client_share: Percent(50), queue_deadline: Duration::from_secs(10) })
 }
 
 fn node() -> Arc<Node> {
@@ -16,7 +16,7 @@ fn worker(position: u32, grant: u32) -> WorkerView {
 
 async fn acquire(app: &Arc<App>, wait: Duration) -> Result<Permit, Reject> {
     let now = Instant::now();
-    app.acquire(&[], false, now, now + wait).await
+    app.acquire(std::net::IpAddr::from([192, 0, 2, 1]).into(), &[], false, now, now + wait).await
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -144,4 +144,27 @@ fn permits_are_conserved_across_threads_that_come_wait_and_give_up() {
         let used: HashSet<_> = permits.iter().map(|permit| permit.endpoint().position).collect();
         assert_eq!(used.len(), 4);
     });
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_more_than_its_share_hears_it_when_it_has_to_make_room() {
+    let app = apps(2).obtain("demo");
+    app.apply(&node(), &[worker(0, 1)]);
+    let held = acquire(&app, SECOND).await.unwrap();
+    let from = |host| {
+        let app = Arc::clone(&app);
+        tokio::spawn(async move {
+            let now = Instant::now();
+            let client = std::net::IpAddr::from([192, 0, 2, host]).into();
+            app.acquire(client, &[], false, now, now + SECOND).await.map(|permit| permit.why())
+        })
+    };
+    let (first, second) = (from(1), from(1));
+    tokio::task::yield_now().await;
+    let other = from(2);
+    assert_eq!(second.await.unwrap(), Err(Reject::ClientShare), "at once");
+    assert_eq!(from(1).await.unwrap(), Err(Reject::ClientShare));
+    drop(held);
+    assert_eq!((first.await.unwrap(), other.await.unwrap()), (Ok(Why::Queued), Ok(Why::Queued)));
+    assert_eq!(app.view().in_flight, 0);
 }

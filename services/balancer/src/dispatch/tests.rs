@@ -15,13 +15,22 @@ fn workers(count: u32, grant: u32) -> Vec<WorkerView> {
     (0..count).map(|position| worker(position, grant)).collect()
 }
 
+/// For one client as much as for all.
+fn room(all: usize) -> Room {
+    Room { all, client: all }
+}
+
+fn client(number: u8) -> Client {
+    std::net::IpAddr::from([192, 0, 2, number]).into()
+}
+
 fn rng() -> SmallRng {
     SmallRng::seed_from_u64(1)
 }
 
 #[test]
 fn idle_endpoints_come_first_and_each_gets_its_grant() {
-    let (mut dispatch, mut rng) = (Dispatch::<u32>::new(8), rng());
+    let (mut dispatch, mut rng) = (Dispatch::<u32>::new(room(8)), rng());
     dispatch.apply(&node("a"), &workers(4, 2));
     for round in 0..2 {
         let picked: HashSet<u32> = (0..4).map(|_| dispatch.pick(&[], &mut rng).unwrap().position).collect();
@@ -32,7 +41,7 @@ fn idle_endpoints_come_first_and_each_gets_its_grant() {
 
 #[test]
 fn equals_share_at_random() {
-    let (mut dispatch, mut rng) = (Dispatch::<u32>::new(8), rng());
+    let (mut dispatch, mut rng) = (Dispatch::<u32>::new(room(8)), rng());
     dispatch.apply(&node("a"), &workers(3, 1));
     let mut counts = [0; 3];
     for _ in 0..3000 {
@@ -45,7 +54,7 @@ fn equals_share_at_random() {
 
 #[test]
 fn a_pick_says_whether_anything_else_was_there() {
-    let (mut dispatch, mut rng) = (Dispatch::<u32>::new(8), rng());
+    let (mut dispatch, mut rng) = (Dispatch::<u32>::new(room(8)), rng());
     dispatch.apply(&node("a"), &workers(2, 2));
     let mut why = || {
         let picked = dispatch.pick(&[], &mut rng).unwrap();
@@ -56,13 +65,13 @@ fn a_pick_says_whether_anything_else_was_there() {
 
 #[test]
 fn a_freed_permit_goes_to_the_head_and_who_comes_back_is_the_head() {
-    let (mut dispatch, mut rng) = (Dispatch::new(2), rng());
+    let (mut dispatch, mut rng) = (Dispatch::new(room(2)), rng());
     dispatch.apply(&node("a"), &workers(1, 1));
     let held = dispatch.pick(&[], &mut rng).unwrap();
-    dispatch.enqueue("first", &[], false).unwrap();
-    dispatch.enqueue("second", &[], false).unwrap();
-    assert_eq!(dispatch.enqueue("third", &[], false), Err(QueueFull("third")));
-    dispatch.enqueue("back again", &[], true).unwrap();
+    dispatch.enqueue("first", client(1), &[], false).unwrap();
+    dispatch.enqueue("second", client(1), &[], false).unwrap();
+    assert_eq!(dispatch.enqueue("third", client(1), &[], false), Err(NoRoom::Queue("third")));
+    dispatch.enqueue("back again", client(1), &[], true).unwrap();
     let mut order = Vec::new();
     let mut id = held.id;
     for _ in 0..3 {
@@ -77,7 +86,7 @@ fn a_freed_permit_goes_to_the_head_and_who_comes_back_is_the_head() {
 
 #[test]
 fn an_endpoint_that_failed_is_passed_over_unless_it_is_the_only_one() {
-    let (mut dispatch, mut rng) = (Dispatch::new(8), rng());
+    let (mut dispatch, mut rng) = (Dispatch::new(room(8)), rng());
     let a = node("a");
     dispatch.apply(&a, &workers(2, 2));
     let failed = dispatch.pick(&[], &mut rng).unwrap();
@@ -87,7 +96,7 @@ fn an_endpoint_that_failed_is_passed_over_unless_it_is_the_only_one() {
     }
     // the other one is full now: the one that failed is free, but this request rather waits ...
     assert!(dispatch.pick(&[failed.id], &mut rng).is_none());
-    dispatch.enqueue("waits", &[failed.id], true).unwrap();
+    dispatch.enqueue("waits", client(1), &[failed.id], true).unwrap();
     assert!(dispatch.handover(&mut rng).is_none());
     // ... while a newcomer may have it ...
     assert_eq!(dispatch.pick(&[], &mut rng).unwrap().id, failed.id);
@@ -98,7 +107,7 @@ fn an_endpoint_that_failed_is_passed_over_unless_it_is_the_only_one() {
 
 #[test]
 fn a_new_report_carries_permits_over_and_a_lowered_grant_is_kept_once_they_are_back() {
-    let (mut dispatch, mut rng) = (Dispatch::<u32>::new(8), rng());
+    let (mut dispatch, mut rng) = (Dispatch::<u32>::new(room(8)), rng());
     let a = node("a");
     dispatch.apply(&a, &workers(1, 3));
     let held: Vec<_> = (0..3).map(|_| dispatch.pick(&[], &mut rng).unwrap()).collect();
@@ -113,7 +122,7 @@ fn a_new_report_carries_permits_over_and_a_lowered_grant_is_kept_once_they_are_b
 
 #[test]
 fn a_newer_registration_takes_the_endpoints_over_but_not_those_of_another_process() {
-    let (mut dispatch, mut rng) = (Dispatch::<u32>::new(8), rng());
+    let (mut dispatch, mut rng) = (Dispatch::<u32>::new(room(8)), rng());
     dispatch.apply(&node("a"), &workers(1, 2));
     let held = dispatch.pick(&[], &mut rng).unwrap();
     dispatch.drain_node("a");
@@ -129,7 +138,7 @@ fn a_newer_registration_takes_the_endpoints_over_but_not_those_of_another_proces
 
 #[test]
 fn a_node_that_left_is_remembered_only_until_its_requests_are_done() {
-    let (mut dispatch, mut rng) = (Dispatch::<u32>::new(8), rng());
+    let (mut dispatch, mut rng) = (Dispatch::<u32>::new(room(8)), rng());
     dispatch.apply(&node("a"), &workers(2, 1));
     let held = dispatch.pick(&[], &mut rng).unwrap();
     dispatch.remove_node("a");
@@ -145,14 +154,14 @@ fn a_node_that_left_is_remembered_only_until_its_requests_are_done() {
 #[test]
 fn a_worker_that_pauses_comes_back_as_the_same_with_the_permits_it_had() {
     for pause in [WorkerState::Stalled, WorkerState::Draining] {
-        let (mut dispatch, mut rng) = (Dispatch::new(8), rng());
+        let (mut dispatch, mut rng) = (Dispatch::new(room(8)), rng());
         let node = node("a");
         dispatch.apply(&node, &workers(1, 2));
         let held = dispatch.pick(&[], &mut rng).unwrap();
         dispatch.apply(&node, &[WorkerView { state: pause, ..worker(0, 2) }]);
         assert!(dispatch.pick(&[], &mut rng).is_none(), "{pause:?} takes nothing new");
         assert!(!dispatch.has_endpoints());
-        dispatch.enqueue("waits", &[], false).unwrap();
+        dispatch.enqueue("waits", client(1), &[], false).unwrap();
         assert!(dispatch.handover(&mut rng).is_none());
         assert!(!held.is_gone(), "its connections are kept");
         assert_eq!(dispatch.in_flight("a"), 1);
@@ -165,9 +174,24 @@ fn a_worker_that_pauses_comes_back_as_the_same_with_the_permits_it_had() {
     }
 }
 
+#[test]
+fn a_client_fills_the_queue_alone_and_makes_room_for_others() {
+    let mut dispatch = Dispatch::<u32>::new(Room { all: 4, client: 2 });
+    let mut come = |number, from| dispatch.enqueue(number, client(from), &[], false);
+    for number in 0..4 {
+        assert!(come(number, 1).is_ok(), "nobody else is there");
+    }
+    assert_eq!(come(4, 1), Err(NoRoom::Queue(4)));
+    assert_eq!(come(5, 2).unwrap().displaced, Some(3), "the youngest of the greediest");
+    assert_eq!(come(6, 1), Err(NoRoom::Client(6)));
+    assert_eq!(come(7, 3).unwrap().displaced, Some(2));
+    assert_eq!(come(8, 4), Err(NoRoom::Queue(8)), "everybody is within their share");
+    assert_eq!(dispatch.queue.iter().map(|(_, waiter)| waiter.waiter).collect::<Vec<_>>(), [0, 1, 5, 7]);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
-    Arrive,
+    Arrive(u8),
     ComeBack(usize),
     End(usize),
     Leave(usize),
@@ -181,7 +205,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let state = prop_oneof![4 => Just(WorkerState::Ready), 1 => pauses];
     let report = prop::collection::vec((0..3u32, 0..2u64, 0..4u32, state), 0..5);
     let step = prop_oneof![
-        6 => Just(Step::Arrive),
+        6 => (0..3u8).prop_map(Step::Arrive),
         2 => any::<usize>().prop_map(Step::ComeBack),
         4 => any::<usize>().prop_map(Step::End),
         2 => any::<usize>().prop_map(Step::Leave),
@@ -200,25 +224,46 @@ proptest! {
     #[test]
     fn the_laws_hold_in_any_interleaving(steps in steps(), seed in any::<u64>()) {
         let mut rng = SmallRng::seed_from_u64(seed);
-        let mut dispatch: Dispatch<u32> = Dispatch::new(5);
+        let mut dispatch: Dispatch<u32> = Dispatch::new(Room { all: 5, client: 2 });
         let mut streams: Vec<Arc<Node>> = NAMES.iter().map(|name| node(name)).collect();
         // the model: who holds what, who waits (in order, with what it excludes)
         let mut holders: Vec<(u32, Arc<Endpoint>)> = Vec::new();
         let mut waiting: Vec<(u32, Ticket, Vec<EndpointId>)> = Vec::new();
+        let mut clients: HashMap<u32, u8> = HashMap::new();
         let mut tried: HashMap<u32, Vec<EndpointId>> = HashMap::new();
         let mut requests = 0u32;
         for step in steps {
             match step {
-                Step::Arrive => {
+                Step::Arrive(from) => {
                     requests += 1;
+                    clients.insert(requests, from);
+                    let of = |who: u8| waiting.iter().filter(|(request, ..)| clients[request] == who).count();
+                    let (own, most) = (of(from), (0..3).map(of).max().unwrap());
                     match dispatch.pick(&[], &mut rng) {
                         Some(endpoint) => {
                             prop_assert!(waiting.iter().all(|(_, _, exclude)| !exclude.is_empty()), "overtook a newcomer");
                             holders.push((requests, endpoint));
                         }
-                        None => match dispatch.enqueue(requests, &[], false) {
-                            Ok(ticket) => waiting.push((requests, ticket, Vec::new())),
-                            Err(QueueFull(_)) => prop_assert!(waiting.len() >= 5),
+                        None => match dispatch.enqueue(requests, client(from), &[], false) {
+                            Ok(Queued { ticket, displaced }) => {
+                                prop_assert!(own < 2 || own == waiting.len(), "more than its share beside another client");
+                                prop_assert_eq!(displaced.is_some(), waiting.len() >= 5);
+                                if let Some(displaced) = displaced {
+                                    prop_assert!(most > 2 && of(clients[&displaced]) == most && clients[&displaced] != from);
+                                    waiting.retain(|(request, ..)| *request != displaced);
+                                }
+                                waiting.push((requests, ticket, Vec::new()));
+                            }
+                            Err(NoRoom::Client(_)) => prop_assert!(own >= 2 && own < waiting.len()),
+                            // who has less than its share is refused only where nobody has more
+                            Err(NoRoom::Queue(_)) => {
+                                let newcomers = |who| {
+                                    let comes_back = |request: &u32| tried.contains_key(request);
+                                    waiting.iter().any(|(request, ..)| clients[request] == who && !comes_back(request))
+                                };
+                                let greedy = (0..3).filter(|who| of(*who) == most).max().unwrap();
+                                prop_assert!(waiting.len() >= 5 && (own >= 2 || most <= 2 || !newcomers(greedy)));
+                            }
                         },
                     }
                 }
@@ -236,7 +281,9 @@ proptest! {
                     match dispatch.pick(exclude, &mut rng) {
                         Some(endpoint) => holders.push((request, endpoint)),
                         None => {
-                            let ticket = dispatch.enqueue(request, exclude, true).unwrap();
+                            let Queued { ticket, displaced } =
+                                dispatch.enqueue(request, client(clients[&request]), exclude, true).unwrap();
+                            prop_assert!(displaced.is_none());
                             waiting.insert(0, (request, ticket, exclude.clone()));
                         }
                     }
@@ -295,6 +342,7 @@ proptest! {
             // nobody is lost, and the order is kept
             let order: Vec<u32> = dispatch.queue.iter().map(|(_, waiter)| waiter.waiter).collect();
             prop_assert_eq!(&order, &waiting.iter().map(|(request, ..)| *request).collect::<Vec<_>>());
+            prop_assert_eq!(dispatch.clients.values().sum::<usize>(), waiting.len());
             // never a free permit beside a request that may use it
             let open: Vec<&Seat> = dispatch.seats.iter().flatten().filter(|seat| seat.open).collect();
             prop_assert_eq!(open.len(), dispatch.open);

@@ -576,6 +576,35 @@ async fn requests_wait_for_a_permit_and_the_queue_has_a_bound_and_a_deadline() {
 }
 
 #[tokio::test]
+async fn one_client_fills_the_queue_only_until_another_one_comes() {
+    let plane = Plane::start("queue_length = 2\nqueue_deadline = \"20s\"\ntrusted_proxies = [\"127.0.0.1\"]");
+    let worker = Worker::start().await;
+    plane.workers(&[(worker.address, 1)]);
+    let ask = |from: &str, path: &str| format!("GET {path} HTTP/1.1\r\nhost: a\r\nx-forwarded-for: {from}\r\n\r\n");
+    let mut holder = plane.client().await;
+    holder.send(&ask("192.0.2.1", "/held")).await;
+    let mut upstream = worker.accept().await;
+    upstream.head().await;
+    let mut waiting = Vec::new();
+    for depth in 1..=2 {
+        let mut client = plane.client().await;
+        client.send(&ask("192.0.2.1", "/waits")).await;
+        eventually(|| plane.app.view().queue_depth == depth).await;
+        waiting.push(client);
+    }
+    let mut other = plane.client().await;
+    other.send(&ask("192.0.2.2", "/other")).await;
+    // the youngest of the one who has it all makes room, at once
+    let (head, body) = waiting.pop().unwrap().response().await;
+    assert_eq!(status(&head), "429");
+    assert!(head.contains("retry-after: 1\r\n") && body.contains("of yours"), "{head}{body}");
+    assert_eq!(plane.app.view().queue_depth, 2);
+    drop((holder, waiting, other));
+    let log = plane.finish().await;
+    assert_eq!(log.iter().filter(|line| line["reject"] == "client_share").count(), 1, "{log:?}");
+}
+
+#[tokio::test]
 async fn http2_requests_become_http1_requests() {
     let plane = Plane::start("");
     let worker = plane.worker().await;

@@ -88,7 +88,7 @@ impl House {
 /// A permit of `demo`, if one is free just now.
 async fn permit(house: &House) -> Result<Permit, Reject> {
     let now = Instant::now();
-    house.app("demo").acquire(&[], false, now, now).await
+    house.app("demo").acquire(std::net::IpAddr::from([192, 0, 2, 1]).into(), &[], false, now, now).await
 }
 
 struct Node {
@@ -400,7 +400,16 @@ fn waits(house: &House) -> JoinHandle<()> {
     let app = house.app("demo");
     tokio::spawn(async move {
         let now = Instant::now();
-        drop(app.acquire(&[], false, now, now + Duration::from_secs(3600)).await);
+        drop(
+            app.acquire(
+                std::net::IpAddr::from([192, 0, 2, 1]).into(),
+                &[],
+                false,
+                now,
+                now + Duration::from_secs(3600),
+            )
+            .await,
+        );
     })
 }
 
