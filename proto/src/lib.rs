@@ -43,6 +43,9 @@ pub const PASS_HEADER: &str = "servery-pass";
 /// Stripped from clients' requests and applications' responses.
 pub const REFUSED_HEADER: &str = "servery-refused";
 
+/// The last words of a balancer that stops in good order, with code UNAVAILABLE: there is no fault to look for.
+pub const STOPPING: &str = "this balancer stops";
+
 /// Upper bounds of the buckets in which durations are counted, in seconds.
 pub const DURATION_BOUNDS_S: [f64; 15] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];

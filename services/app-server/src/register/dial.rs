@@ -68,7 +68,11 @@ pub(super) async fn dial(desk: Arc<Desk>, address: SocketAddr, known: watch::Rec
                     refused.reset();
                     failures = 0;
                 }
-                tracing::warn!(balancer = %address, why, "the registration with a balancer is lost; dialling again");
+                if why == proto::STOPPING {
+                    tracing::info!(balancer = %address, "a balancer stops; dialling on in case it comes back");
+                } else {
+                    tracing::warn!(balancer = %address, why, "the registration with a balancer is lost; dialling again");
+                }
                 pause(&desk, backoff.pause()).await;
             }
             Tried::Refused(why) => {

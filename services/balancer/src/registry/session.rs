@@ -82,7 +82,7 @@ impl End {
             Self::Denied => Some(Refusal::Denied.status()),
             Self::Expired => Some(Refusal::Expired.status()),
             Self::Silent(limit) => Some(Status::deadline_exceeded(format!("not a word for {} ms", limit.as_millis()))),
-            Self::Stopping => Some(Status::unavailable("this balancer stops")),
+            Self::Stopping => Some(Status::unavailable(proto::STOPPING)),
             Self::Left | Self::Lost(_) => None,
         }
     }
