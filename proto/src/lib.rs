@@ -13,6 +13,9 @@
     reason = "generated code keeps the generator's habits"
 )]
 
+pub mod access_line;
+pub mod forwarding;
+
 /// Enrolment and renewal of a process's mTLS identity.
 pub mod identity {
     tonic::include_proto!("servery.identity.v1");

@@ -3,6 +3,7 @@
 
 use chassis::config::Network;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use proto::forwarding::{is_disguised, is_forwarding, is_ours, parse_address};
 use std::{
     cell::RefCell,
     fmt::Write,
@@ -26,28 +27,6 @@ const HOP_BY_HOP: [&str; 8] =
 
 /// Field names that hyper or we answer for: `Connection: host` must not take them away.
 const NOT_TO_BE_NAMED: [&str; 3] = ["host", "content-length", "content-type"];
-
-/// True for what a client may not say to a worker: it would be taken for ours, or (`Proxy`) for an environment variable.
-fn is_ours(name: &str) -> bool {
-    begins(name, "servery-") || name == "proxy"
-}
-
-/// The same for fields that say where a request came from: only a trusted proxy is believed.
-fn is_forwarding(name: &str) -> bool {
-    let whole = ["forwarded", "x-real-ip", "x-request-id"];
-    begins(name, "x-forwarded-") || whole.iter().any(|wanted| name.len() == wanted.len() && begins(name, wanted))
-}
-
-/// An underscore counts as a hyphen, because WSGI and CGI make both the same variable.
-fn begins(name: &str, wanted: &str) -> bool {
-    let same = |(byte, wanted): (u8, u8)| byte == wanted || (byte == b'_' && wanted == b'-');
-    name.len() >= wanted.len() && name.bytes().zip(wanted.bytes()).all(same)
-}
-
-/// A name that only looks like one of ours: believed from nobody.
-fn is_disguised(name: &str) -> bool {
-    name.contains('_') && (is_forwarding(name) || is_ours(name))
-}
 
 /// Takes out of a client's request what ends here and what only we may say.
 pub fn clean_request(headers: &mut HeaderMap, trusted: bool) {
@@ -195,13 +174,6 @@ fn append(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
     list.extend_from_slice(value.as_bytes());
     let list = HeaderValue::from_bytes(&list).expect("field values joined by a comma are a field value");
     headers.insert(name, list);
-}
-
-/// "1.2.3.4", "1.2.3.4:5", "::1", "[::1]", "[::1]:5".
-fn parse_address(text: &str) -> Option<IpAddr> {
-    let bare = text.trim_start_matches('[').trim_end_matches(']');
-    let address = bare.parse().ok().or_else(|| text.parse().ok().map(|address: SocketAddr| address.ip()));
-    address.map(|address: IpAddr| address.to_canonical())
 }
 
 /// An id a trusted proxy gave the request, if it can stand in logs as it is.

@@ -10,7 +10,10 @@ use crate::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Version, header};
 use ipnet::IpNet;
-use proto::worker::{self, ProxyProtocol};
+use proto::{
+    forwarding::{is_disguised, is_forwarding, is_ours, parse_address},
+    worker::{self, ProxyProtocol},
+};
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
@@ -157,28 +160,6 @@ fn port(headers: &HeaderMap) -> HeaderValue {
     }
 }
 
-/// What nobody but a balancer says, or (`Proxy`) what would be taken for an environment variable.
-fn is_ours(name: &str) -> bool {
-    begins(name, "servery-") || name == "proxy"
-}
-
-/// Fields that say where a request came from.
-fn is_forwarding(name: &str) -> bool {
-    let whole = ["forwarded", "x-real-ip", "x-request-id"];
-    begins(name, "x-forwarded-") || whole.iter().any(|wanted| name.len() == wanted.len() && begins(name, wanted))
-}
-
-/// An underscore counts as a hyphen, because WSGI and CGI make both the same variable.
-fn begins(name: &str, wanted: &str) -> bool {
-    let same = |(byte, wanted): (u8, u8)| byte == wanted || (byte == b'_' && wanted == b'-');
-    name.len() >= wanted.len() && name.bytes().zip(wanted.bytes()).all(same)
-}
-
-/// A name that only looks like one of these: believed from nobody.
-fn is_disguised(name: &str) -> bool {
-    name.contains('_') && (is_forwarding(name) || is_ours(name))
-}
-
 /// One field with a list, as RFC 9110 section 5.3 allows: some applications look at the first field only.
 fn append(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
     if !headers.contains_key(&name) {
@@ -193,13 +174,6 @@ fn append(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
     list.extend_from_slice(value.as_bytes());
     let list = HeaderValue::from_bytes(&list).expect("field values joined by a comma are a field value");
     headers.insert(name, list);
-}
-
-/// "1.2.3.4", "1.2.3.4:5", "::1", "[::1]", "[::1]:5".
-fn parse_address(text: &str) -> Option<IpAddr> {
-    let bare = text.trim_start_matches('[').trim_end_matches(']');
-    let address = bare.parse().ok().or_else(|| text.parse().ok().map(|address: SocketAddr| address.ip()));
-    address.map(|address: IpAddr| address.to_canonical())
 }
 
 /// 128 random bits in hexadecimal. Not secret: it only has to be met once.

@@ -3,16 +3,13 @@
 
 use crate::Placement;
 use http::{HeaderValue, Method, Uri, Version};
+use proto::access_line::{Millis, optional, text};
 use std::{
-    fmt,
     io::Write,
     net::IpAddr,
     time::{Duration, SystemTime},
 };
 use time::OffsetDateTime;
-
-/// Longest part of a client's text that goes into a line.
-const TEXT: usize = 2048;
 
 /// What is said about one request.
 #[derive(Debug)]
@@ -90,46 +87,6 @@ impl Date {
 
 fn millis(now: SystemTime) -> u32 {
     now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().subsec_millis()
-}
-
-/// Milliseconds with the microseconds behind the point.
-struct Millis(Duration);
-
-impl fmt::Display for Millis {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{:03}", self.0.as_millis(), self.0.subsec_micros() % 1000)
-    }
-}
-
-fn optional(out: &mut Vec<u8>, value: Option<&[u8]>) {
-    match value {
-        Some(value) => text(out, value),
-        None => out.extend_from_slice(b"null"),
-    }
-}
-
-/// A JSON string of ASCII; what is no UTF-8 becomes replacement characters.
-fn text(out: &mut Vec<u8>, value: &[u8]) {
-    let value = &value[..value.len().min(TEXT)];
-    out.push(b'"');
-    let plain = |byte: &u8| (0x20..0x7f).contains(byte) && !matches!(byte, b'"' | b'\\');
-    if value.iter().all(plain) {
-        out.extend_from_slice(value);
-    } else {
-        for character in String::from_utf8_lossy(value).chars() {
-            match character {
-                '"' => out.extend_from_slice(b"\\\""),
-                '\\' => out.extend_from_slice(b"\\\\"),
-                ' '..='~' => out.push(u8::try_from(character).expect("this range is ASCII")),
-                other => {
-                    for unit in other.encode_utf16(&mut [0; 2]) {
-                        let _ = write!(out, "\\u{unit:04x}");
-                    }
-                }
-            }
-        }
-    }
-    out.push(b'"');
 }
 
 #[cfg(test)]
