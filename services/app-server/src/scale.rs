@@ -55,6 +55,11 @@ impl Scaler {
         self.least = least;
     }
 
+    /// False where the number is the operator's alone: then nobody has to look.
+    pub(crate) fn scales(&self) -> bool {
+        self.most.is_some()
+    }
+
     /// Asked a few times a second.
     pub(crate) fn decide(&mut self, workers: u32, load: Load, now: Instant) -> Option<Change> {
         let most = self.most?;
@@ -138,6 +143,7 @@ mod tests {
             scaler.rebase(2);
             scaler.decide(2, load(5, 2, 2), start);
             assert_eq!(scaler.decide(2, load(5, 2, 2), start + PRESSED), wanted);
+            assert_eq!(scaler.scales(), wanted.is_some());
         }
     }
 

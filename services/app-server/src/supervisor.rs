@@ -85,7 +85,7 @@ pub(crate) async fn supervise(pool: &mut Pool<Hatchery>, sight: &Sight, desk: &D
                     tracing::error!("the reload was given up: workers that were not replaced yet serve on");
                 }
             }
-            _ = looks.tick() => {
+            _ = looks.tick(), if scaler.scales() => {
                 let load = sight.load();
                 match scaler.decide(pool.size(), load, Instant::now()) {
                     Some(Change::More) => {
