@@ -2,10 +2,12 @@
 //! that the connection should close. It decides nothing.
 
 use crate::{answer::Answer, edge::Hop, slots::Slot};
+use futures_util::task::AtomicWaker;
 use std::sync::{
     Arc, Mutex, PoisonError,
     atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
 };
+use std::task::Context;
 use tokio::time::Instant;
 
 /// No request runs: what comes is a head.
@@ -29,6 +31,8 @@ pub(crate) struct Conversation {
     received_at: Mutex<Option<Instant>>,
     leaving: AtomicBool,
     reset: AtomicBool,
+    /// The socket's reader, while the times between two requests do not run.
+    reader: AtomicWaker,
     /// For the first request.
     reserved: Mutex<Option<Slot>>,
     /// Only where clients come by themselves.
@@ -61,6 +65,15 @@ impl Conversation {
 
     pub(crate) fn is_tunnel(&self) -> bool {
         self.phase.load(Ordering::Acquire) == TUNNEL
+    }
+
+    /// As [`Self::is_awaiting`]; where it is not so yet, the task is woken when it is: nothing else may move until then.
+    pub(crate) fn poll_awaiting(&self, cx: &Context<'_>) -> bool {
+        if !self.is_awaiting() {
+            self.reader.register(cx.waker());
+        }
+        // it may have become so meanwhile
+        self.is_awaiting()
     }
 
     pub(crate) fn is_awaiting(&self) -> bool {
@@ -140,5 +153,6 @@ impl Drop for Running {
     fn drop(&mut self) {
         // a tunnel stays one
         let _ = self.0.phase.compare_exchange(RUNNING, AWAITING, Ordering::AcqRel, Ordering::Relaxed);
+        self.0.reader.wake();
     }
 }
