@@ -46,6 +46,11 @@ pub const PASS_HEADER: &str = "servery-pass";
 /// Stripped from clients' requests and applications' responses.
 pub const REFUSED_HEADER: &str = "servery-refused";
 
+/// Numbers a balancer's connection to a worker: 16 lower-case hexadecimal digits, the same with every request on it. The
+/// upper half is the balancer's, drawn when its process starts; the lower half counts. A worker names the number when the
+/// connection has ended and nothing of it runs any more. Stripped as the pass is.
+pub const CONNECTION_HEADER: &str = "servery-connection";
+
 /// The last words of a balancer that stops in good order, with code UNAVAILABLE: there is no fault to look for.
 pub const STOPPING: &str = "this balancer stops";
 
