@@ -27,7 +27,7 @@ const CONFIGURATION: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Changes within this time go into one heartbeat.
-const COALESCE: Duration = Duration::from_millis(10);
+const COALESCE: Duration = Duration::from_millis(2);
 
 /// How long the last words may take.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -89,14 +89,14 @@ pub(crate) async fn serve_on(listener: Listener, control: UnixStream, router: Ro
             }
             () = front.slots.counts.changed(), if !soon => heartbeat_at = Instant::now() + COALESCE,
             () = sleep_until(heartbeat_at), if !unsent => {
-                let heartbeat = front.slots.heartbeat();
+                let heartbeat = front.heartbeat();
                 news.feed(message(News::Heartbeat(heartbeat))).await.map_err(Error::Control)?;
                 heartbeat_at = Instant::now() + HEARTBEAT;
             }
         }
     }
     let last = async {
-        news.feed(message(News::Heartbeat(front.slots.heartbeat()))).await?;
+        news.feed(message(News::Heartbeat(front.heartbeat()))).await?;
         news.send(message(News::Drained(Drained {}))).await
     };
     finish(&front, accepting).await;

@@ -1,10 +1,10 @@
 //! What a connection's socket and its requests tell each other: when a request begins and ends, why its body broke,
 //! that the connection should close. It decides nothing.
 
-use crate::{answer::Answer, edge::Hop, slots::Slot};
+use crate::{answer::Answer, edge::Hop, presences::Numbered, slots::Slot};
 use futures_util::task::AtomicWaker;
 use std::sync::{
-    Arc, Mutex, PoisonError,
+    Arc, Mutex, OnceLock, PoisonError,
     atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
 };
 use std::task::Context;
@@ -37,6 +37,8 @@ pub(crate) struct Conversation {
     reserved: Mutex<Option<Slot>>,
     /// Only where clients come by themselves.
     pub(crate) hop: Option<Hop>,
+    /// What the first request has said of the connection, behind a balancer.
+    numbered: OnceLock<Option<Arc<Numbered>>>,
 }
 
 /// Keeps the times between two requests from running, until it is dropped.
@@ -61,6 +63,9 @@ impl Conversation {
     /// The application takes the connection over with its answer.
     pub(crate) fn become_tunnel(&self) {
         self.phase.store(TUNNEL, Ordering::Release);
+        if let Some(connection) = self.numbered() {
+            connection.become_tunnel();
+        }
     }
 
     pub(crate) fn is_tunnel(&self) -> bool {
@@ -82,6 +87,23 @@ impl Conversation {
 
     pub(crate) fn requests(&self) -> u32 {
         self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Notes the connection's number, as the first request says it; later ones are not asked.
+    pub(crate) fn number_once(&self, first: impl FnOnce() -> Option<Arc<Numbered>>) {
+        self.numbered.get_or_init(first);
+    }
+
+    /// The connection as its balancer numbers it.
+    pub(crate) fn numbered(&self) -> Option<&Arc<Numbered>> {
+        self.numbered.get()?.as_ref()
+    }
+
+    /// The connection has ended.
+    pub(crate) fn end(&self) {
+        if let Some(connection) = self.numbered() {
+            connection.end();
+        }
     }
 
     /// The slot that was kept for the first request, once.

@@ -1,6 +1,6 @@
 //! The HTTP/1.1 front of a worker: come in connections, go out requests to the application, one per slot, and its
-//! answers. Behind a balancer it never queues: what it cannot run at once it refuses, in a way that the balancer may take
-//! elsewhere. Alone it does, because there is nobody else who could.
+//! answers. Behind a balancer it never queues: what it cannot run at once, or within moments, it refuses, in a way that the
+//! balancer may take elsewhere. Alone it does, because there is nobody else who could.
 //!
 //! A request's way: its limits (4xx), the pass (403 without it), draining (503, behind a balancer only), a slot (503), the
 //! application under its time limit (504, and its future is dropped) with panics caught (500), and the answer's body,
@@ -16,6 +16,7 @@ use crate::{
     limits::Limits,
     open::Open,
     pass::{Pass, Seldom},
+    presences::{Numbered, Presences, number},
     slots::{Slot, Slots},
     taken::Taken,
 };
@@ -23,7 +24,7 @@ use axum::{Router, body::Body};
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
-use proto::worker::Configure;
+use proto::worker::{Configure, Heartbeat};
 use std::{
     convert::Infallible,
     net::SocketAddr,
@@ -55,6 +56,7 @@ pub(crate) struct Front {
     /// There when clients come by themselves.
     pub(crate) edge: Option<Edge>,
     pub(crate) slots: Arc<Slots>,
+    presences: Arc<Presences>,
     pub(crate) open: Arc<Open>,
     draining: watch::Sender<bool>,
     /// Nobody follows this worker when it drains.
@@ -73,6 +75,7 @@ impl Front {
             }
             None => None,
         };
+        let slots = Slots::new(configure.capacity);
         Ok(Arc::new(Self {
             router,
             placement,
@@ -80,7 +83,8 @@ impl Front {
             limits: Limits::new(configure.limits, edge.is_none()),
             limit: Duration::from_millis(configure.timeout_ms.into()),
             edge,
-            slots: Slots::new(configure.capacity),
+            presences: Presences::new(Arc::clone(&slots.counts)),
+            slots,
             open: Open::new(),
             draining: watch::Sender::new(false),
             last: AtomicBool::new(false),
@@ -123,6 +127,11 @@ impl Front {
         self.open.count()
     }
 
+    /// What there is to tell the supervisor.
+    pub(crate) fn heartbeat(&self) -> Heartbeat {
+        Heartbeat { settled: self.presences.take_settled(), presences: self.presences.tell(), ..self.slots.heartbeat() }
+    }
+
     /// One request to the head of its answer.
     pub(crate) async fn answer(
         self: Arc<Self>,
@@ -132,6 +141,9 @@ impl Front {
     ) -> Result<Response<Body>, Infallible> {
         let began = Instant::now();
         let running = conversation.begin();
+        if !self.stands_alone() {
+            conversation.number_once(|| self.number(request.headers()));
+        }
         let mut checked = self.limits.check(&request);
         let mut entry = None;
         if let (Some(edge), Some(hop)) = (&self.edge, &conversation.hop) {
@@ -198,8 +210,38 @@ impl Front {
             self.pass.log_denial(peer);
             return Err(Answer::Denied);
         }
-        let slot = if *self.draining.borrow() { Err(Answer::Draining) } else { self.slots.take().ok_or(Answer::Busy) };
-        slot.inspect_err(|_| self.slots.counts.refused())
+        match self.next_slot().await {
+            Ok(slot) => Ok(match conversation.numbered() {
+                Some(connection) => slot.occupied_by(connection),
+                None => slot,
+            }),
+            Err(answer) => {
+                self.slots.counts.refused();
+                Err(answer)
+            }
+        }
+    }
+
+    /// The balancer's number of a connection, whose first request has these fields.
+    fn number(&self, headers: &HeaderMap) -> Option<Arc<Numbered>> {
+        // whoever could say anything could fill all the places
+        let number = number(headers).filter(|_| self.pass.admits(headers))?;
+        self.presences.enter(number)
+    }
+
+    /// A slot that is free, or becomes free within moments. Those on deck do not stay there when the worker drains.
+    pub(crate) async fn next_slot(&self) -> Result<Slot, Answer> {
+        if *self.draining.borrow() {
+            return Err(Answer::Draining);
+        }
+        if let Some(slot) = self.slots.take() {
+            return Ok(slot);
+        }
+        tokio::select! {
+            biased;
+            () = self.drained() => Err(Answer::Draining),
+            slot = self.slots.wait_on_deck() => slot.ok_or(Answer::Busy),
+        }
     }
 
     /// The slot that the connection came with, or the next one that is free.

@@ -32,8 +32,8 @@
 //! only the proxies that are named in `app_server.forwarded_allow_ips`; and, as an extractor, the worker's [`Placement`]. What it can
 //! rely on:
 //!
-//! - at most `--capacity` requests run at once; behind a balancer one more is refused and tried at another worker, without
-//!   one it waits for up to `--timeout`;
+//! - at most `--capacity` requests run at once; behind a balancer one more waits for 20 ms at most, then it is refused and
+//!   tried at another worker, without one it waits for up to `--timeout`;
 //! - a handler that has not answered within `--timeout` is dropped at its next `.await` and the client gets 504; work
 //!   that must not be cut belongs into a task of its own;
 //! - an answer whose next part takes longer than `--timeout` is cut in a way that no client takes for its end; one that
@@ -68,7 +68,9 @@ mod limits;
 mod log_file;
 mod open;
 mod pass;
+mod presences;
 mod proxy_protocol;
+mod service;
 mod slots;
 mod socket;
 mod stream;

@@ -230,5 +230,6 @@ impl Drop for Socket {
         if self.conversation.is_reset() {
             self.stream.reset_on_close();
         }
+        self.conversation.end();
     }
 }

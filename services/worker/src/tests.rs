@@ -103,13 +103,16 @@ impl Worker {
 
     /// The first heartbeat that is as wanted; adds the counts of those before it.
     async fn heartbeat(&mut self, wanted: impl Fn(&Heartbeat) -> bool) -> Heartbeat {
-        let mut sum = Heartbeat::default();
+        let (mut sum, start) = (Heartbeat::default(), tokio::time::Instant::now());
         loop {
+            assert!(start.elapsed() < PATIENCE, "no such heartbeat in time: {sum:?}");
             if let News::Heartbeat(next) = self.news().await {
                 sum.codes.extend(next.codes);
                 sum.denied += next.denied;
                 sum.refused += next.refused;
+                sum.settled.extend(next.settled);
                 (sum.busy, sum.served, sum.waiting) = (next.busy, next.served, next.waiting);
+                (sum.presences, sum.service_us) = (next.presences, next.service_us);
                 if let Some(next) = next.durations {
                     let mut durations = sum.durations.take().unwrap_or_default();
                     durations.counts.resize(next.counts.len(), 0);
@@ -192,6 +195,8 @@ mod alone;
 mod backlog;
 mod balanced;
 mod control;
+mod deck;
 mod draining;
+mod numbers;
 mod proxied;
 mod slow;
