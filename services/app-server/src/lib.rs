@@ -36,7 +36,7 @@ mod config;
 mod configure;
 mod crash;
 pub mod demo;
-mod ledger;
+pub mod ledger;
 mod life;
 mod metrics;
 mod pid_file;
@@ -109,6 +109,7 @@ pub async fn run(
     };
 
     let (roster, streams, counters) = (Roster::new(), Streams::new(), Counters::new());
+    let audience = Audience::default();
     let identity: Arc<OnceLock<Identity>> = Arc::default();
     let readiness = Readiness::new();
     let service = ServiceManager::new();
@@ -129,8 +130,10 @@ pub async fn run(
         };
         let gauges = {
             let (roster, streams, counters) = (roster.clone(), streams.clone(), counters.clone());
+            let audience = audience.clone();
             Arc::new(move |out: &mut String| {
                 metrics::render(&roster.rows(), &streams.counts(), out);
+                metrics::render_moves(audience.moves(), out);
                 counters.render(out);
             })
         };
@@ -145,7 +148,6 @@ pub async fn run(
     }
 
     let pass: Option<[u8; 32]> = (!alone).then(rand::random);
-    let audience = Audience::default();
     let hatchery = Hatchery {
         program,
         sockets,

@@ -190,6 +190,14 @@ pub(crate) fn render(rows: &[Row], streams: &[(&'static str, usize)], out: &mut 
     });
 }
 
+/// Writes how many permits were given to another balancer because it wanted them.
+pub(crate) fn render_moves(moves: u64, out: &mut String) {
+    const NAME: &str = "servery_app_server_grant_moves_total";
+    const HELP: &str = "Permits that were given to another balancer because it wanted them.";
+    // writing to a String cannot fail
+    let _ = writeln!(out, "# HELP {NAME} {HELP}\n# TYPE {NAME} counter\n{NAME} {moves}");
+}
+
 /// A position may have two workers for a while, so both labels name one.
 fn per_worker(out: &mut String, noun: &str, help: &str, rows: &[Row], value: impl Fn(&Row) -> f64) {
     let _ = writeln!(out, "# HELP servery_app_server_{noun} {help}\n# TYPE servery_app_server_{noun} gauge");

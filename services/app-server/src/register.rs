@@ -24,9 +24,11 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until},
 };
+use tokio_util::task::AbortOnDropHandle;
 
 mod dial;
 mod grants;
+mod names;
 mod stream;
 mod streams;
 
@@ -68,6 +70,7 @@ struct Desk {
 pub(crate) struct Registrar {
     desk: Arc<Desk>,
     followers: JoinSet<()>,
+    _grants: AbortOnDropHandle<()>,
 }
 
 impl Registrar {
@@ -87,7 +90,9 @@ impl Registrar {
         for name in join {
             followers.spawn(follow(Arc::clone(&desk), name.clone(), discovery.clone()));
         }
-        Self { desk, followers }
+        let granting = Arc::clone(&desk);
+        let grants = tokio::spawn(async move { granting.audience.grants().follow(granting.roster.watch()).await });
+        Self { desk, followers, _grants: AbortOnDropHandle::new(grants) }
     }
 
     /// Tells every balancer that the node is leaving, and waits until none has a request in flight here.

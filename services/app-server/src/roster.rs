@@ -2,12 +2,18 @@
 //! list to everybody who tells it on (registrations, metrics, `/status`). It decides nothing.
 
 use crate::metrics::Cause;
-use proto::registry::{Restarts, Worker, WorkerState};
+use proto::{
+    registry::{Restarts, Worker, WorkerState},
+    worker::{Heartbeat, Presence},
+};
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::{sync::watch, time::Instant};
+
+/// Balancers of which a worker tells. It bounds them itself; a program of the user's may not.
+const PRESENCES_MAX: usize = 256;
 
 /// The life of a worker process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,6 +75,12 @@ pub(crate) struct Row {
     pub(crate) cpu_millicores: u32,
     /// Of this position since the node started.
     pub(crate) causes: Arc<Causes>,
+    /// What each balancer has there; empty where clients come by themselves.
+    pub(crate) presences: Vec<Presence>,
+    /// How long a request occupies its slot, in microseconds; 0: unknown.
+    pub(crate) service_us: u32,
+    /// Requests that were sent ahead of a free slot.
+    pub(crate) on_deck: u32,
 }
 
 impl Row {
@@ -88,15 +100,27 @@ impl Row {
             memory: 0,
             cpu_millicores: 0,
             causes: Arc::default(),
+            presences: Vec::new(),
+            service_us: 0,
+            on_deck: 0,
         }
+    }
+
+    /// What it says of itself, and of everybody who sends to it.
+    pub(crate) fn hear(&mut self, heartbeat: &Heartbeat) {
+        (self.busy, self.served, self.waiting) = (heartbeat.busy, heartbeat.served, heartbeat.waiting);
+        (self.service_us, self.on_deck) = (heartbeat.service_us, heartbeat.on_deck);
+        self.presences.clear();
+        self.presences.extend(heartbeat.presences.iter().take(PRESENCES_MAX));
     }
 
     pub(crate) fn key(&self) -> (u32, u64) {
         (self.position, self.generation)
     }
 
-    /// Without the grant, which is each balancer's own.
-    pub(crate) fn report(&self) -> Worker {
+    /// As the balancer with these connections is to see it, without its grant.
+    pub(crate) fn report(&self, connections: u32) -> Worker {
+        let own = self.presences.iter().find(|presence| presence.balancer == connections && connections != 0);
         Worker {
             position: self.position,
             generation: self.generation,
@@ -116,6 +140,9 @@ impl Row {
                 .iter()
                 .map(|(cause, count)| Restarts { cause: cause.as_str().to_owned(), count: *count })
                 .collect(),
+            orphaned: own.map_or(0, |presence| presence.orphaned),
+            service_us: self.service_us,
+            on_deck: self.on_deck,
         }
     }
 

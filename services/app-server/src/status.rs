@@ -74,11 +74,12 @@ fn worker(row: &Row) -> Value {
         "state": row.state.as_str(),
         "slots": row.capacity,
         "busy": row.busy,
-        "on_deck": 0,
+        "on_deck": row.on_deck,
         "served": row.served,
         "restarts": row.restarts(),
         "restarts_by_cause": row.causes.iter().map(|(cause, count)| (cause.as_str(), *count)).collect::<BTreeMap<_, _>>(),
         "waiting": row.waiting,
+        "service_ms": f64::from(row.service_us) / 1000.0,
         "age_s": row.started.elapsed().as_secs(),
         "memory_bytes": row.memory,
         "cpu": f64::from(row.cpu_millicores) / 1000.0,
@@ -91,6 +92,12 @@ fn stream(row: &StreamRow) -> Value {
         "address": row.address.to_string(),
         "state": row.state.as_str(),
         "since": rfc3339(row.since),
+        "granted": row.granted,
+        "demand": {
+            "waiting": row.demand.waiting,
+            "wanted": row.demand.wanted,
+            "head_ms": u64::try_from(row.demand.head.as_millis()).unwrap_or(u64::MAX),
+        },
     })
 }
 

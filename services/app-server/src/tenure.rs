@@ -242,9 +242,8 @@ impl Work {
             }
             Event::Heartbeat(heartbeat) => {
                 counters.heartbeat(&heartbeat);
-                entry.update(|row| {
-                    (row.busy, row.served, row.waiting) = (heartbeat.busy, heartbeat.served, heartbeat.waiting);
-                });
+                entry.update(|row| row.hear(&heartbeat));
+                audience.settled(&heartbeat.settled);
                 note_due(&stand, lock(&terms).due(heartbeat.served, started.elapsed(), 0));
             }
             Event::Stalled => {

@@ -8,11 +8,11 @@ use super::{
 };
 use chassis::{
     backoff::Backoff,
-    identity::{ConnectError, Role},
+    identity::{ConnectError, PeerId, Role},
 };
 use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::sync::watch;
-use tonic::Code;
+use tonic::{Code, transport::Channel};
 
 /// Between two tries at an address that DNS names: a balancer that is just starting is found at once.
 const FIRST: Duration = Duration::from_millis(50);
@@ -96,7 +96,7 @@ async fn attempt(desk: &Desk, address: SocketAddr, entry: &Entry) -> Tried {
     let mut rotations = desk.identity.rotations();
     let connected = tokio::select! {
         () = desk.leaving() => return Tried::Left,
-        connected = desk.identity.connect(address, Role::Balancer) => connected,
+        connected = connect(desk, address) => connected,
     };
     let (channel, peer) = match connected {
         Ok(connected) => connected,
@@ -106,41 +106,52 @@ async fn attempt(desk: &Desk, address: SocketAddr, entry: &Entry) -> Tried {
     if !entry.claim(&instance) {
         return Tried::Spare(instance);
     }
-    let _account = desk.audience.grants().open(&instance);
+    let mut account = desk.audience.grants().open(&instance, desk.introduction.heartbeat * 2);
     let mut stream = match Stream::open(desk, channel, &instance).await {
         Ok(stream) => stream,
         Err(end) => return tried(end, false),
     };
+    account.welcome(stream.connections(), stream.yields());
     entry.set(StreamState::Registered);
     tracing::info!(balancer = instance, %address, "registered with a balancer");
 
-    loop {
+    let end = loop {
         let end = tokio::select! {
-            end = stream.run(desk, entry) => return tried(end, true),
+            end = stream.run(desk, entry) => Some(end),
             rotated = rotations.changed() => match rotated {
                 Ok(()) => renew(desk, address, &instance, &mut stream, entry).await,
                 // the identity is ours, so its sender lives; without it there is nothing to follow
-                Err(_) => return tried(stream.run(desk, entry).await, true),
+                Err(_) => Some(stream.run(desk, entry).await),
             },
         };
         if let Some(end) = end {
-            return tried(end, true);
+            break end;
         }
-    }
+    };
+    account.ends(&end);
+    tried(end, true)
+}
+
+/// A balancer that was cut off without a word is noticed within two heartbeats, as it notices us.
+async fn connect(desk: &Desk, address: SocketAddr) -> Result<(Channel, PeerId), ConnectError> {
+    desk.identity.connect_watched(address, Role::Balancer, desk.introduction.heartbeat).await
 }
 
 /// Opens a stream with the identity as it is now while the old one goes on, and puts it in its place. The balancer ends
 /// the old one when it hears the new Hello, so the end of the old one is not the end. `None`: there is a stream.
 async fn renew(desk: &Desk, address: SocketAddr, instance: &str, stream: &mut Stream, entry: &Entry) -> Option<End> {
+    let connections = stream.connections();
     loop {
         let opened = {
             let opening = async {
-                let (channel, peer) =
-                    desk.identity.connect(address, Role::Balancer).await.map_err(|e| e.to_string())?;
+                let (channel, peer) = connect(desk, address).await.map_err(|error| error.to_string())?;
                 if peer.instance != instance {
                     return Err(format!("another balancer is there by now: {}", peer.instance));
                 }
-                Stream::open(desk, channel, instance).await.map_err(|end| end.to_string())
+                let opened = Stream::open(desk, channel, instance).await.map_err(|end| end.to_string())?;
+                // what the old stream holds is the old process's
+                let same = opened.connections() == connections;
+                same.then_some(opened).ok_or_else(|| "another process is there by now".to_owned())
             };
             let mut opening = std::pin::pin!(opening);
             tokio::select! {

@@ -1,27 +1,29 @@
 //! One registration stream: come in the roster, the ledger and what the balancer says, go out reports, as soon as there is
 //! something to tell and never later than the node has promised. It neither dials nor tries again.
 //!
-//! What a balancer must know at once (a worker that is ready, gone or draining, another grant) goes out within
-//! [`SOON`], mere load within [`LOAD`]: under load every request would otherwise cost a report.
+//! Another grant and a connection that is settled go out at once, no two reports within [`SPACE`]: requests wait for them. What else a
+//! balancer must know (a worker that is ready, gone or draining) goes out within [`SOON`], mere load within [`LOAD`]:
+//! under load every request would otherwise cost a report.
 
 use super::{
     Desk,
     streams::{Entry, StreamState},
 };
-use crate::roster::Row;
+use crate::{ledger, roster::Row};
 use proto::registry::{
-    FromBalancer, FromNode, Leaving, from_balancer::Message as Reply, from_node::Message as Word,
+    FromBalancer, FromNode, Leaving, Report, from_balancer::Message as Reply, from_node::Message as Word,
     registry_client::RegistryClient,
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::{Instant, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
 /// Changes within this time go into one report.
+const SPACE: Duration = Duration::from_millis(1);
 const SOON: Duration = Duration::from_millis(2);
 const LOAD: Duration = Duration::from_millis(25);
 
@@ -54,7 +56,12 @@ pub(super) struct Stream {
     words: mpsc::Sender<FromNode>,
     replies: Streaming<FromBalancer>,
     rows: watch::Receiver<Vec<Row>>,
-    grants: watch::Receiver<()>,
+    /// Rung for what goes out at once.
+    bell: Arc<Notify>,
+    /// The upper half of the balancer's connections' numbers.
+    connections: u32,
+    /// It gives back by itself what others lack.
+    yields: bool,
     leaving: watch::Receiver<bool>,
     /// The workers as the last report had them.
     told: Vec<((u32, u64), crate::roster::State, u16, u32)>,
@@ -69,7 +76,7 @@ impl Stream {
     /// Says Hello and waits for Welcome.
     pub(super) async fn open(desk: &Desk, channel: Channel, balancer: &str) -> Result<Self, End> {
         let rows = desk.roster.watch();
-        let grants = desk.audience.grants().changes();
+        let bell = desk.audience.grants().bell(balancer);
         let told = rows.borrow().iter().map(Row::standing).collect();
         let (words, waiting) = mpsc::channel(WAITING);
         let hello = word(Word::Hello(desk.hello(balancer)));
@@ -100,7 +107,9 @@ impl Stream {
             words,
             replies,
             rows,
-            grants,
+            bell,
+            connections: welcome.connections,
+            yields: welcome.yields,
             leaving: desk.leaving.subscribe(),
             told,
             sent: now,
@@ -109,6 +118,14 @@ impl Stream {
             heartbeat,
             said_leaving: false,
         })
+    }
+
+    pub(super) fn yields(&self) -> bool {
+        self.yields
+    }
+
+    pub(super) fn connections(&self) -> u32 {
+        self.connections
     }
 
     /// Reports and listens until the stream ends. May be dropped at any point and called again.
@@ -133,9 +150,9 @@ impl Stream {
                 },
                 () = left(&mut self.leaving), if !self.said_leaving => self.due = Instant::now(),
                 Ok(()) = self.rows.changed() => self.workers_changed(),
-                Ok(()) = self.grants.changed() => {
-                    if desk.audience.grants().is_stale(&self.balancer, &self.rows.borrow()) {
-                        self.due_within(SOON);
+                () = self.bell.notified() => {
+                    if desk.audience.grants().has_news(&self.balancer) {
+                        self.due = self.due.min((self.sent + SPACE).max(Instant::now()));
                     }
                 }
             }
@@ -171,7 +188,10 @@ impl Stream {
         };
         let rows = self.rows.borrow_and_update().clone();
         self.told = rows.iter().map(Row::standing).collect();
-        place.send(word(Word::Report(desk.audience.grants().report(&self.balancer, &rows))));
+        let grants = desk.audience.grants();
+        let report = Report { settled: grants.take_settled(&self.balancer), ..grants.report(&self.balancer, &rows) };
+        entry.granted(report.workers.iter().map(|worker| u64::from(worker.grant)).sum());
+        place.send(word(Word::Report(report)));
         (self.sent, self.due) = (now, now + self.heartbeat);
         if *self.leaving.borrow() && !self.said_leaving {
             match self.words.try_send(word(Word::Leaving(Leaving {}))) {
@@ -188,11 +208,18 @@ impl Stream {
     fn hear(&self, desk: &Desk, entry: &Entry, reply: &FromBalancer) -> Option<End> {
         match &reply.message {
             Some(Reply::Acknowledged(acknowledged)) => {
-                desk.audience.grants().acknowledge(&self.balancer, acknowledged.sequence);
+                desk.audience.grants().acknowledge(&self.balancer, acknowledged);
+                None
+            }
+            Some(Reply::Yielded(yielded)) => {
+                desk.audience.grants().yielded(&self.balancer, *yielded);
                 None
             }
             Some(Reply::Demand(demand)) => {
-                entry.demand(demand.waiting);
+                let head = Duration::from_millis(demand.head_ms.into());
+                let demand = ledger::Demand { waiting: demand.waiting, wanted: demand.wanted, head };
+                entry.demand(demand);
+                desk.audience.grants().demand(&self.balancer, demand);
                 None
             }
             Some(Reply::Left(_)) => {

@@ -1,6 +1,7 @@
 //! Which balancers this node knows, and how it stands with each: come in what the diallers do, go out the list for
 //! `/status` and metrics, and the rule that a balancer has one stream, however many addresses it has.
 
+use crate::ledger::Demand;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -43,8 +44,10 @@ pub(crate) struct StreamRow {
     pub(crate) instance: Option<String>,
     pub(crate) state: StreamState,
     pub(crate) since: SystemTime,
-    /// Requests that wait at this balancer.
-    pub(crate) demand: u32,
+    /// What this balancer lacks.
+    pub(crate) demand: Demand,
+    /// Permits that it was granted, of all workers.
+    pub(crate) granted: u64,
 }
 
 /// The list. Clones share it.
@@ -77,7 +80,7 @@ impl Streams {
 
     /// Requests that wait at any balancer.
     pub(crate) fn demand(&self) -> u64 {
-        self.rows.borrow().values().map(|row| u64::from(row.demand)).sum()
+        self.rows.borrow().values().map(|row| u64::from(row.demand.waiting)).sum()
     }
 
     pub(crate) fn changes(&self) -> watch::Receiver<BTreeMap<SocketAddr, StreamRow>> {
@@ -86,8 +89,14 @@ impl Streams {
 
     /// `None`: two names lead to this address, and the other one has it.
     pub(super) fn enter(&self, address: SocketAddr) -> Option<Entry> {
-        let row =
-            StreamRow { address, instance: None, state: StreamState::Connecting, since: SystemTime::now(), demand: 0 };
+        let row = StreamRow {
+            address,
+            instance: None,
+            state: StreamState::Connecting,
+            since: SystemTime::now(),
+            demand: Demand::default(),
+            granted: 0,
+        };
         let mut entered = false;
         self.rows.send_if_modified(|rows| {
             if let std::collections::btree_map::Entry::Vacant(place) = rows.entry(address) {
@@ -130,11 +139,20 @@ impl Entry {
         });
     }
 
-    /// So many requests wait at this balancer. Nobody is woken for it: who wants to know asks.
-    pub(super) fn demand(&self, waiting: u32) {
+    /// Nobody is woken for it: who wants to know asks.
+    pub(super) fn demand(&self, demand: Demand) {
+        self.note(|row| row.demand = demand);
+    }
+
+    /// As with the demand.
+    pub(super) fn granted(&self, granted: u64) {
+        self.note(|row| row.granted = granted);
+    }
+
+    fn note(&self, change: impl FnOnce(&mut StreamRow)) {
         self.streams.rows.send_if_modified(|rows| {
             if let Some(row) = rows.get_mut(&self.address) {
-                row.demand = waiting;
+                change(row);
             }
             false
         });
@@ -144,7 +162,7 @@ impl Entry {
     pub(super) fn release(&self) {
         self.streams.rows.send_modify(|rows| {
             if let Some(row) = rows.get_mut(&self.address) {
-                (row.instance, row.demand) = (None, 0);
+                (row.instance, row.demand, row.granted) = (None, Demand::default(), 0);
                 if row.state != StreamState::Connecting {
                     (row.state, row.since) = (StreamState::Connecting, SystemTime::now());
                 }

@@ -31,6 +31,9 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 /// Longer than anything here takes, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+mod granting;
+mod silence;
+
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
     root: CertificateDer<'static>,
@@ -88,6 +91,10 @@ impl Registry for Door {
 struct Balancer {
     name: String,
     address: SocketAddr,
+    /// The upper half of its connections' numbers.
+    connections: u32,
+    /// It says so.
+    yields: bool,
     sessions: mpsc::Receiver<Session>,
     server: JoinHandle<()>,
 }
@@ -109,7 +116,7 @@ impl Balancer {
             let service = RegistryServer::new(Door { sessions });
             Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
         });
-        Self { name: name.to_owned(), address, sessions: receive, server }
+        Self { name: name.to_owned(), address, connections: 0, yields: false, sessions: receive, server }
     }
 
     async fn session(&mut self) -> Session {
@@ -120,9 +127,13 @@ impl Balancer {
     async fn welcome(&mut self) -> (Session, Hello) {
         let mut session = self.session().await;
         let Some(Word::Hello(hello)) = session.word().await else { panic!("Hello comes first") };
-        let (protocol_version, instance) = (proto::PROTOCOL_VERSION, self.name.clone());
-        session.reply(Reply::Welcome(Welcome { protocol_version, instance })).await;
+        session.reply(self.word_of_welcome()).await;
         (session, hello)
+    }
+
+    fn word_of_welcome(&self) -> Reply {
+        let (protocol_version, instance) = (proto::PROTOCOL_VERSION, self.name.clone());
+        Reply::Welcome(Welcome { protocol_version, instance, connections: self.connections, yields: self.yields })
     }
 }
 
@@ -138,7 +149,7 @@ impl Session {
     }
 
     async fn acknowledge(&self, report: &Report) {
-        self.reply(Reply::Acknowledged(Acknowledged { sequence: report.sequence })).await;
+        self.reply(Reply::Acknowledged(Acknowledged { sequence: report.sequence, over: Vec::new() })).await;
     }
 
     /// The first report that is as wanted. Every one is acknowledged.
@@ -162,11 +173,18 @@ struct Node {
     registrar: Registrar,
     streams: Streams,
     roster: Roster,
+    audience: Audience,
     identity: Identity,
 }
 
 impl Node {
+    /// With two workers of ten slots.
     fn start(authority: &Authority, balancers: &[&Balancer]) -> (Self, Vec<Entry>) {
+        let addresses: Vec<SocketAddr> = balancers.iter().map(|balancer| balancer.address).collect();
+        Self::dialling(authority, &addresses)
+    }
+
+    fn dialling(authority: &Authority, balancers: &[SocketAddr]) -> (Self, Vec<Entry>) {
         let roster = Roster::new();
         let entries = (0..2).map(|position| roster.enter(row(position, 1))).collect();
         let identity = Identity::fixed(authority.material("app_server", "node-1"));
@@ -178,19 +196,19 @@ impl Node {
             heartbeat: Duration::from_secs(1),
             timeout: Duration::from_secs(30),
         };
-        let join: Vec<HostPort> = balancers.iter().map(|balancer| balancer.address.into()).collect();
+        let join: Vec<HostPort> = balancers.iter().map(|address| (*address).into()).collect();
         let discovery = Discovery::new(&["127.0.0.1:9".parse().unwrap()]).unwrap();
-        let streams = Streams::new();
+        let (streams, audience) = (Streams::new(), Audience::default());
         let registrar = Registrar::spawn(
             identity.clone(),
             introduction,
             roster.clone(),
-            Audience::default(),
+            audience.clone(),
             streams.clone(),
             &join,
             &discovery,
         );
-        (Self { registrar, streams, roster, identity }, entries)
+        (Self { registrar, streams, roster, audience, identity }, entries)
     }
 
     async fn states(&self, wanted: &[StreamState]) {
@@ -335,8 +353,7 @@ async fn a_renewed_identity_gets_its_stream_before_the_old_one_ends() {
     assert_eq!(grants(&hello.report.unwrap()), [10, 10], "it is the same balancer: it keeps what it has");
     // the old one still speaks: until the new one is welcome it is the only one
     assert!(matches!(old.word().await, Some(Word::Report(_))));
-    let instance = balancer.name.clone();
-    new.reply(Reply::Welcome(Welcome { protocol_version: proto::PROTOCOL_VERSION, instance })).await;
+    new.reply(balancer.word_of_welcome()).await;
     let ended = async { while old.word().await.is_some() {} };
     timeout(PATIENCE, ended).await.expect("an end of the old stream");
     new.report(|_| true).await;
@@ -355,8 +372,7 @@ async fn a_balancer_may_end_the_old_stream_before_it_welcomes_the_new_one() {
     assert!(matches!(new.word().await, Some(Word::Hello(_))));
     let _ = old.replies.send(Err(Status::aborted("a newer registration of this instance took over"))).await;
     drop(old);
-    let instance = balancer.name.clone();
-    new.reply(Reply::Welcome(Welcome { protocol_version: proto::PROTOCOL_VERSION, instance })).await;
+    new.reply(balancer.word_of_welcome()).await;
     new.report(|_| true).await;
     assert_eq!(node.streams.rows()[0].state, StreamState::Registered);
     assert!(balancer.sessions.try_recv().is_err(), "there is no third stream");
@@ -388,7 +404,8 @@ async fn who_is_no_balancer_learns_nothing() {
         let incoming = impostor.incoming(listener, ClientAuth::Required);
         Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
     });
-    let mut impostor = Balancer { name: "b-1".to_owned(), address, sessions: receive, server };
+    let mut impostor =
+        Balancer { name: "b-1".to_owned(), address, connections: 0, yields: false, sessions: receive, server };
     let mut honest = Balancer::bind(&authority, "b-2").await;
     let (node, _entries) = Node::start(&authority, &[&impostor, &honest]);
     let _session = honest.welcome().await;
