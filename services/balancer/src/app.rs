@@ -4,19 +4,19 @@
 
 use crate::{
     client::Client,
-    dispatch::{Dispatch, NoRoom, Queued, Room},
-    endpoint::{Endpoint, EndpointId, Node, WorkerView},
+    dispatch::{Class, Dispatch, Held, NoRoom, Over, Queued, Request, Room, Ticket, Yielded},
+    endpoint::{EndpointId, Node, WorkerView},
     metrics::AppMetrics,
-    queue::Ticket,
     reject::Reject,
     retry::Budget,
 };
-use arc_swap::ArcSwap;
 use chassis::config::Percent;
 use rand::{SeedableRng, rngs::SmallRng};
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -24,7 +24,30 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+mod apps;
+mod permit;
+
 pub use crate::dispatch::{EndpointView, NodeView, Why};
+pub use apps::Apps;
+pub use permit::Permit;
+
+use permit::Returned;
+
+/// Workers with fewer slots than this are too precious for slow clients.
+const FEW_SLOTS: u32 = 64;
+
+/// Who asks for a permit.
+#[derive(Clone, Copy, Debug)]
+pub struct Asker {
+    pub client: Client,
+    pub class: Class,
+}
+
+impl From<Client> for Asker {
+    fn from(client: Client) -> Self {
+        Self { client, class: Class::default() }
+    }
+}
 
 /// Bounds of every app's queue.
 #[derive(Clone, Copy, Debug)]
@@ -45,46 +68,12 @@ impl Limits {
     }
 }
 
-/// Every app this balancer has ever heard of, from its configuration or a registration.
-#[derive(Debug)]
-pub struct Apps {
-    limits: Limits,
-    /// Swapped whole: apps are made rarely and looked up often.
-    by_name: ArcSwap<BTreeMap<Arc<str>, Arc<App>>>,
-}
-
-impl Apps {
-    pub fn new(limits: Limits) -> Arc<Self> {
-        Arc::new(Self { limits, by_name: ArcSwap::default() })
-    }
-
-    /// The app of that name, made if there is none yet.
-    pub fn obtain(&self, name: &str) -> Arc<App> {
-        if let Some(app) = self.find(name) {
-            return app;
-        }
-        let new = Arc::new(App::new(name, self.limits));
-        self.by_name.rcu(|apps| {
-            let mut apps = BTreeMap::clone(apps);
-            apps.entry(Arc::clone(&new.name)).or_insert_with(|| Arc::clone(&new));
-            apps
-        });
-        self.find(name).expect("it was just put in, and apps are never removed")
-    }
-
-    pub fn find(&self, name: &str) -> Option<Arc<App>> {
-        self.by_name.load().get(name).cloned()
-    }
-
-    /// In the order of their names.
-    pub fn all(&self) -> Vec<Arc<App>> {
-        self.by_name.load().values().cloned().collect()
-    }
-}
+/// What comes to somebody who waits: a permit, or why there is none.
+type Waiting = oneshot::Sender<Result<Permit, Reject>>;
 
 #[derive(Debug)]
 struct State {
-    dispatch: Dispatch<oneshot::Sender<Permit>>,
+    dispatch: Dispatch<Waiting>,
     budget: Budget,
     rng: SmallRng,
 }
@@ -95,6 +84,7 @@ pub struct App {
     name: Arc<str>,
     limits: Limits,
     state: Mutex<State>,
+    few_slots: AtomicBool,
     changed: Notify,
     /// Notified when a request waits where none did.
     waiting: Notify,
@@ -103,15 +93,16 @@ pub struct App {
 }
 
 impl App {
-    fn new(name: &str, limits: Limits) -> Self {
+    fn new(name: &str, limits: Limits, reserves: &[u32]) -> Self {
         Self {
             name: name.into(),
             limits,
             state: Mutex::new(State {
-                dispatch: Dispatch::new(limits.room()),
+                dispatch: Dispatch::new(limits.room(), reserves),
                 budget: Budget::default(),
                 rng: SmallRng::from_rng(&mut rand::rng()),
             }),
+            few_slots: AtomicBool::new(false),
             changed: Notify::new(),
             waiting: Notify::new(),
             started: Instant::now(),
@@ -134,17 +125,39 @@ impl App {
     /// (instance, position, generation); only a ready worker takes anything new. A newer
     /// registration of the same instance takes the older one's endpoints over.
     pub fn apply(self: &Arc<Self>, node: &Arc<Node>, workers: &[WorkerView]) {
-        self.change(|dispatch| dispatch.apply(node, workers));
+        self.change(|dispatch, now| {
+            dispatch.apply(node, workers, now);
+            let few = dispatch.widest().is_some_and(|widest| widest < FEW_SLOTS);
+            self.few_slots.store(few, Ordering::Relaxed);
+        });
+    }
+
+    /// Nothing of these connections of ours runs in the node's workers any more.
+    pub fn settle(self: &Arc<Self>, instance: &str, connections: &[u64]) {
+        self.change(|dispatch, now| dispatch.settle(instance, connections, now));
+    }
+
+    /// With its newest report the node says that other balancers lack so many permits there, whose first request has waited
+    /// for so long. What is not needed here is given back.
+    pub fn lack(&self, instance: &str, permits: u32, head: Duration) {
+        if self.lock().dispatch.lack(instance, permits, head, Instant::now()) {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// What was given back to the node since it was asked for the last time.
+    pub fn take_yielded(&self, instance: &str) -> Vec<Yielded> {
+        self.lock().dispatch.take_yielded(instance)
     }
 
     /// The node is leaving: nothing new for its workers.
     pub fn drain_node(self: &Arc<Self>, instance: &str) {
-        self.change(|dispatch| dispatch.drain_node(instance));
+        self.change(|dispatch, _| dispatch.drain_node(instance));
     }
 
     /// The node's stream ended: its workers are out of rotation at once, and forgotten. Requests in flight go on.
     pub fn remove_node(self: &Arc<Self>, instance: &str) {
-        self.change(|dispatch| dispatch.remove_node(instance));
+        self.change(|dispatch, _| dispatch.remove_node(instance));
     }
 
     /// Requests of ours at the node now, also at workers it has ceased to report.
@@ -152,12 +165,12 @@ impl App {
         self.lock().dispatch.in_flight(instance)
     }
 
-    /// True when no worker in the node's newest report has more requests of ours than it grants.
-    pub fn within_grants(&self, instance: &str) -> bool {
-        self.lock().dispatch.within_grants(instance)
+    /// The workers in the node's newest report that have more requests of ours than they were lowered to.
+    pub fn over(&self, instance: &str) -> Vec<Over> {
+        self.lock().dispatch.over(instance)
     }
 
-    /// Notified (`notify_waiters`) when `in_flight` or `within_grants` may have become what a control task waits for.
+    /// Notified (`notify_waiters`) when `in_flight` or `over` may have become what a control task waits for.
     /// Make the `notified()` future, and `enable` it, before looking.
     pub fn changed(&self) -> &Notify {
         &self.changed
@@ -166,6 +179,24 @@ impl App {
     /// Requests that wait now.
     pub fn queue_depth(&self) -> usize {
         self.lock().dispatch.queue_depth()
+    }
+
+    /// What this balancer asks of the node beyond what it was granted (`None`: other balancers have nothing there), and
+    /// how long its oldest request has waited.
+    pub fn wanted(&self, instance: &str, now: Instant) -> (Option<u32>, Duration) {
+        let mut state = self.lock();
+        let State { dispatch, rng, .. } = &mut *state;
+        (dispatch.wanted(instance, rng), dispatch.oldest(now).unwrap_or_default())
+    }
+
+    /// Its workers have so few slots that a slow client must not hold one: bodies are read ahead, in both directions.
+    pub fn has_few_slots(&self) -> bool {
+        self.few_slots.load(Ordering::Relaxed)
+    }
+
+    /// When a client that was turned away should come again.
+    pub fn retry_after(&self) -> Duration {
+        self.lock().dispatch.retry_after()
     }
 
     /// Notified (`notify_waiters`) when a request waits where none did. As with `changed`: first `enable`, then look.
@@ -179,7 +210,9 @@ impl App {
         AppView {
             name: Arc::clone(&self.name),
             queue_depth: state.dispatch.queue_depth(),
-            in_flight: state.dispatch.held(),
+            in_flight: state.dispatch.held() - state.dispatch.unsettled(),
+            unsettled: state.dispatch.unsettled(),
+            ejections: state.dispatch.ejections(),
             retry_budget: state.budget.balance(second),
             nodes: state.dispatch.nodes(),
         }
@@ -192,7 +225,7 @@ impl App {
     /// its way goes to the next.
     pub async fn acquire(
         self: &Arc<Self>,
-        client: Client,
+        asker: Asker,
         tried: &[EndpointId],
         comes_back: bool,
         now: Instant,
@@ -204,33 +237,42 @@ impl App {
             if !comes_back {
                 budget.deposit(self.second(now));
             }
-            if let Some(endpoint) = dispatch.pick(tried, rng) {
-                let why = dispatch.why(endpoint.id);
-                return Ok(self.permit(endpoint, why));
+            let Asker { client, class } = asker;
+            if let Some((endpoint, why)) = dispatch.pick(class, tried, rng) {
+                let held = Held { id: endpoint.id, class, since: now, waited: false };
+                return Ok(Permit::new(self, endpoint, held, why));
             }
-            let (sender, receiver) = oneshot::channel();
-            let Queued { ticket, displaced } =
-                dispatch.enqueue(sender, client, tried, comes_back).map_err(|refused| match refused {
-                    NoRoom::Queue(_) => Reject::QueueFull,
-                    NoRoom::Client(_) => Reject::ClientShare,
-                })?;
+            let (waiter, receiver) = oneshot::channel();
+            let request = Request { waiter, client, class, tried, comes_back, deadline };
+            let Queued { ticket, displaced } = dispatch.enqueue(request, now).map_err(|refused| match refused {
+                NoRoom::Queue(_) => Reject::QueueFull,
+                NoRoom::Client(_) => Reject::ClientShare,
+                NoRoom::Late(_) => Reject::Overload,
+            })?;
             (receiver, Place { app: self, ticket }, dispatch.queue_depth() == 1, displaced)
         };
-        // who is displaced hears it by the end of its channel
-        drop(displaced);
+        if let Some(displaced) = displaced {
+            let (waiter, reject) = match displaced {
+                NoRoom::Client(waiter) => (waiter, Reject::ClientShare),
+                NoRoom::Queue(waiter) | NoRoom::Late(waiter) => (waiter, Reject::Overload),
+            };
+            // it may have left in this moment
+            drop(waiter.send(Err(reject)));
+        }
         if first {
             self.waiting.notify_waiters();
         }
         let mut receiver = receiver;
         match timeout_at(deadline, &mut receiver).await {
-            Ok(Ok(permit)) => Ok(permit),
-            // the sender lives in the queue until it is used, taken out by `place`, or displaced
-            Ok(Err(_)) => Err(Reject::ClientShare),
+            Ok(Ok(answer)) => answer,
+            // the sender lives in the queue until it is used, or taken out by `place`
+            Ok(Err(_)) => Err(Reject::Overload),
             Err(_) => {
                 let has_endpoints = self.lock().dispatch.has_endpoints();
                 drop(place);
+                let late = if has_endpoints { Reject::QueueDeadline } else { Reject::NoEndpoint };
                 // it may have come in the last moment
-                receiver.try_recv().map_err(|_| if has_endpoints { Reject::QueueDeadline } else { Reject::NoEndpoint })
+                receiver.try_recv().unwrap_or(Err(late))
             }
         }
     }
@@ -241,45 +283,63 @@ impl App {
         self.lock().budget.withdraw(second)
     }
 
-    fn release(self: &Arc<Self>, id: EndpointId) {
-        let mut released = Some(id);
+    fn give_back(self: &Arc<Self>, permit: &Returned) {
+        let now = Instant::now();
+        let mut returned = Some(*permit);
         // A waiter may have left between the handover and its waking up: then the permit is ours again.
-        while let Some(id) = released.take() {
+        while let Some(Returned { held, begun, ended }) = returned.take() {
             let (watched, handover) = {
                 let mut state = self.lock();
                 let State { dispatch, rng, .. } = &mut *state;
-                (dispatch.release(id), dispatch.handover(rng))
+                let watched = match begun {
+                    Some(connection) => dispatch.unsettle(held, connection, ended, now),
+                    None => dispatch.release(held, ended, now),
+                };
+                (watched, dispatch.handover(now, rng))
             };
             if watched {
                 self.changed.notify_waiters();
             }
-            if let Some((waiter, endpoint)) = handover
-                && let Err(permit) = waiter.send(self.permit(endpoint, Why::Queued))
+            if let Some((waiter, endpoint, held)) = handover
+                && let Err(Ok(permit)) = waiter.send(Ok(Permit::new(self, endpoint, held, Why::Queued)))
             {
-                released = Some(permit.take_back());
+                returned = permit.take_back();
             }
         }
     }
 
-    fn change(self: &Arc<Self>, change: impl FnOnce(&mut Dispatch<oneshot::Sender<Permit>>)) {
+    fn turn(self: &Arc<Self>, now: Instant) {
+        let mut shed = Vec::new();
+        self.hand_over_after(|dispatch, _| {
+            dispatch.turn(now);
+            shed.extend(std::iter::from_fn(|| dispatch.shed(now)));
+        });
+        for waiter in shed {
+            // it may have left in this moment
+            drop(waiter.send(Err(Reject::Overload)));
+        }
+    }
+
+    fn change(self: &Arc<Self>, change: impl FnOnce(&mut Dispatch<Waiting>, Instant)) {
+        self.hand_over_after(change);
+        self.changed.notify_waiters();
+    }
+
+    fn hand_over_after(self: &Arc<Self>, change: impl FnOnce(&mut Dispatch<Waiting>, Instant)) {
+        let now = Instant::now();
         let mut handovers = Vec::new();
         {
             let mut state = self.lock();
             let State { dispatch, rng, .. } = &mut *state;
-            change(dispatch);
-            while let Some(handover) = dispatch.handover(rng) {
+            change(dispatch, now);
+            while let Some(handover) = dispatch.handover(now, rng) {
                 handovers.push(handover);
             }
         }
-        self.changed.notify_waiters();
-        for (waiter, endpoint) in handovers {
+        for (waiter, endpoint, held) in handovers {
             // a waiter that has left drops the permit, which goes to the next
-            drop(waiter.send(self.permit(endpoint, Why::Queued)));
+            drop(waiter.send(Ok(Permit::new(self, endpoint, held, Why::Queued))));
         }
-    }
-
-    fn permit(self: &Arc<Self>, endpoint: Arc<Endpoint>, why: Why) -> Permit {
-        Permit { app: Arc::clone(self), endpoint: Some(endpoint), why }
     }
 
     fn second(&self, now: Instant) -> u64 {
@@ -305,45 +365,17 @@ impl Drop for Place<'_> {
     }
 }
 
-/// The right to occupy one slot of an endpoint, given back when dropped.
-#[derive(Debug)]
-pub struct Permit {
-    app: Arc<App>,
-    /// `None` only after `take_back`.
-    endpoint: Option<Arc<Endpoint>>,
-    why: Why,
-}
-
-impl Permit {
-    pub fn endpoint(&self) -> &Arc<Endpoint> {
-        self.endpoint.as_ref().expect("only a permit that nobody has was taken back")
-    }
-
-    /// Why it is this endpoint's.
-    pub fn why(&self) -> Why {
-        self.why
-    }
-
-    fn take_back(mut self) -> EndpointId {
-        self.endpoint.take().expect("a permit is taken back once").id
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if let Some(endpoint) = self.endpoint.take() {
-            self.app.release(endpoint.id);
-        }
-    }
-}
-
 /// A picture of an app for the status page and the metrics.
 #[derive(Clone, Debug)]
 pub struct AppView {
     pub name: Arc<str>,
     pub queue_depth: usize,
-    /// Permits held in all, also of nodes that are gone.
+    /// Permits of requests, also at nodes that are gone.
     pub in_flight: u64,
+    /// Permits whose request is over, and whose slot may be busy.
+    pub unsettled: u64,
+    /// So far, by `Reason`.
+    pub ejections: [u64; 2],
     /// Retries that could be made now.
     pub retry_budget: f64,
     /// By instance; workers by position and generation.

@@ -1,12 +1,19 @@
 //! The section `[balancer]`. In: the layers' values. Out: a configuration whose values cannot be wrong; what is, is
 //! reported at its line. It binds nothing and asks no other machine.
 
-use crate::route::{HostPattern, Prefix};
+use crate::{
+    dispatch::{Class, Priority},
+    route::{HostPattern, Prefix},
+};
 use chassis::{
     config::{ByteSize, Network, Percent, Reader, TableReader},
     listen::ListenAddr,
 };
-use std::{collections::HashSet, thread, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    thread,
+    time::Duration,
+};
 
 /// More cores than any machine has that this was tried on; a typing error must not start a million threads.
 const THREADS_MAX: usize = 1024;
@@ -46,8 +53,12 @@ pub struct Config {
     /// Between two parts of a request's body.
     pub body_timeout: Duration,
     pub max_body: ByteSize,
+    /// How much of the bodies of slow clients is kept in memory, in all, so that they hold no slot.
+    pub buffers: ByteSize,
     /// On all public listeners together.
     pub max_connections: usize,
+    /// WebSockets and the like, at once.
+    pub max_tunnels: usize,
     /// How long what is in flight may go on after the drain began.
     pub drain: Duration,
     /// How long after its start a balancer waits at most for nodes to come back before it says that it is ready.
@@ -66,6 +77,10 @@ pub struct RouteConfig {
     pub prefix: Prefix,
     pub target: RouteTarget,
     pub strip_prefix: bool,
+    /// `reserve` counts the reserves of the route's app.
+    pub class: Class,
+    /// Permits of the app that only this route's requests may use; 0: none.
+    pub reserve: u32,
 }
 
 /// Where a route leads.
@@ -97,7 +112,9 @@ impl Config {
             handshake_timeout: reader.read("balancer.handshake_timeout", Duration::from_secs(10)),
             body_timeout: reader.read("balancer.body_timeout", Duration::from_secs(60)),
             max_body: reader.read("balancer.max_body", ByteSize::gib(1)),
+            buffers: reader.read("balancer.buffers", ByteSize::mib(256)),
             max_connections: reader.read("balancer.max_connections", 16_384),
+            max_tunnels: reader.read("balancer.max_tunnels", 10_000),
             drain: reader.read("balancer.drain", Duration::from_secs(30)),
             start_hold: reader.read("balancer.start_hold", Duration::from_secs(10)),
             cache_certificates: reader.read("balancer.cache_certificates", false),
@@ -107,6 +124,17 @@ impl Config {
         config.refuse_listeners(reader);
         config.refuse_limits(reader);
         config
+    }
+
+    /// The reserves of each app that has some, as the routes' classes count them.
+    pub fn reserves(&self) -> BTreeMap<String, Vec<u32>> {
+        let mut reserves: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+        for route in self.routes.iter().filter(|route| route.class.reserve.is_some()) {
+            if let RouteTarget::App(app) = &route.target {
+                reserves.entry(app.clone()).or_default().push(route.reserve);
+            }
+        }
+        reserves
     }
 
     fn refuse_listeners(&self, reader: &mut Reader<'_>) {
@@ -185,8 +213,14 @@ fn overlap(one: &ListenAddr, other: &ListenAddr) -> bool {
 
 fn read_routes(reader: &mut Reader<'_>) -> Vec<RouteConfig> {
     let mut seen = HashSet::new();
+    let mut reserves: BTreeMap<String, usize> = BTreeMap::new();
     let routes = reader.tables("balancer.route", |table| {
-        let route = read_route(table)?;
+        let mut route = read_route(table)?;
+        if let (RouteTarget::App(app), 1..) = (&route.target, route.reserve) {
+            let count = reserves.entry(app.clone()).or_default();
+            route.class.reserve = Some(*count);
+            *count += 1;
+        }
         if !seen.insert((route.host.clone(), route.prefix.clone())) {
             let key = if table.has("prefix") { "prefix" } else { "host" };
             table.refuse(key, "clashes: an earlier route has the same host and prefix");
@@ -245,7 +279,26 @@ fn read_route(table: &mut TableReader<'_>) -> Option<RouteConfig> {
             None
         }
     };
-    Some(RouteConfig { host: host?, prefix: prefix?, target: target?, strip_prefix })
+    let (priority, reserve) = read_class(table);
+    if (priority != Priority::Normal || reserve > 0) && matches!(target, Some(RouteTarget::Redirect(_))) {
+        table.refuse("redirect", "takes no priority and no reserve: it needs no worker");
+    }
+    let class = Class { priority, reserve: None };
+    Some(RouteConfig { host: host?, prefix: prefix?, target: target?, strip_prefix, class, reserve })
+}
+
+/// Which of an app's requests go first, and how many permits are theirs alone.
+fn read_class(table: &mut TableReader<'_>) -> (Priority, u32) {
+    let priority = match table.read("priority", "normal".to_owned()).as_str() {
+        "high" => Priority::High,
+        "normal" => Priority::Normal,
+        "low" => Priority::Low,
+        _ => {
+            table.refuse("priority", "expected \"high\", \"normal\" or \"low\"");
+            Priority::Normal
+        }
+    };
+    (priority, table.read("reserve", 0))
 }
 
 /// Completes "an app's name is ...".

@@ -188,6 +188,7 @@ impl Control {
             tasks.spawn(readiness::certificates(certified, standing.subscribe()));
         }
         let terms = Terms {
+            connections: shared.connections.get(),
             identity: identity.clone(),
             advertised: shared.config.advertised_networks.clone(),
             directory: Arc::clone(&directory),

@@ -1,26 +1,23 @@
 //! What one core has to itself: its upstream connections, its end of the access log, its generator, the tasks it still
 //! has to finish. Nothing in here is shared with another core, so nothing in here is locked.
 
-use crate::{Shared, accesslog::AccessLog, app::Permit, metrics::EdgeMetrics, upstream::Pool};
+use crate::{Shared, accesslog::AccessLog, app::Permit, buffers::Buffers, metrics::EdgeMetrics, upstream::Pool};
 use http::HeaderValue;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use std::{
     cell::{Cell, RefCell},
     fmt,
+    rc::Rc,
     sync::Arc,
     time::Duration,
 };
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
-/// How long the permit of an answer that did not come in time stays out. The worker has not heard of our giving up, so
-/// its slot is busy, and whoever is sent there next would wait for nothing. Bounded, for what has become of the slot is
-/// not known.
-pub(crate) const REST_TIMED_OUT: Duration = Duration::from_secs(5);
-
 pub struct Edge {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
+    pub(crate) buffers: Rc<Buffers>,
     pub(crate) log: AccessLog,
     pub(crate) metrics: EdgeMetrics,
     rng: RefCell<SmallRng>,
@@ -33,7 +30,8 @@ pub struct Edge {
 impl Edge {
     pub fn new(shared: Arc<Shared>, log: AccessLog) -> Self {
         Self {
-            pool: Pool::new(shared.config.connect_timeout),
+            pool: Pool::new(Arc::clone(&shared)),
+            buffers: Buffers::new(shared.config.buffers.as_u64() / shared.config.threads.max(1) as u64),
             shared,
             log,
             metrics: EdgeMetrics::register(),

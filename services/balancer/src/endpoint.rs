@@ -95,12 +95,17 @@ pub struct WorkerView {
     pub cpu_millicores: u32,
     /// The position's restarts by cause. Shared, because views of a worker are copied with every report.
     pub restarts_by_cause: Arc<BTreeMap<String, u32>>,
+    /// Slots occupied by requests of ours whose connection has ended.
+    pub orphaned: u32,
+    /// How long a request occupies its slot, where it is known.
+    pub service: Option<Duration>,
+    /// Requests that wait in the worker for its next free slot.
+    pub on_deck: u32,
 }
 
-#[cfg(test)]
 impl WorkerView {
-    /// A fresh worker, ready for as many requests as it is granted.
-    pub(crate) fn ready(position: u32, address: SocketAddr, grant: u32) -> Self {
+    /// A fresh worker of which nothing else is known, ready for as many requests as it is granted.
+    pub fn ready(position: u32, address: SocketAddr, grant: u32) -> Self {
         Self {
             position,
             generation: 1,
@@ -116,6 +121,9 @@ impl WorkerView {
             memory_bytes: 0,
             cpu_millicores: 0,
             restarts_by_cause: Arc::default(),
+            orphaned: 0,
+            service: None,
+            on_deck: 0,
         }
     }
 }

@@ -12,6 +12,7 @@ use std::{
 
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const SERVERY_PASS: HeaderName = HeaderName::from_static(proto::PASS_HEADER);
+pub const SERVERY_CONNECTION: HeaderName = HeaderName::from_static(proto::CONNECTION_HEADER);
 pub const SERVERY_REFUSED: HeaderName = HeaderName::from_static(proto::REFUSED_HEADER);
 pub const SERVERY_DEBUG: HeaderName = HeaderName::from_static("servery-debug");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -24,6 +25,9 @@ const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-pref
 /// `Transfer-Encoding` and `Content-Length` are hyper's business, from the body it is given.
 const HOP_BY_HOP: [&str; 8] =
     ["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "http2-settings"];
+
+/// Protocols that a connection is not handed over to: other HTTP would bring requests that nobody here has looked at.
+const NO_TUNNEL: [&str; 4] = ["h2c", "h2", "http", "tls"];
 
 /// Field names that hyper or we answer for: `Connection: host` must not take them away.
 const NOT_TO_BE_NAMED: [&str; 3] = ["host", "content-length", "content-type"];
@@ -38,6 +42,24 @@ pub fn clean_request(headers: &mut HeaderMap, trusted: bool) {
             || (!trusted && is_forwarding(name))
     };
     remove(headers, unwanted);
+}
+
+/// The protocols that a client would rather speak (RFC 9110, section 7.8), where we let it.
+pub fn upgrade(headers: &HeaderMap) -> Option<&HeaderValue> {
+    let mut upgrades = headers.get_all(header::UPGRADE).iter();
+    let (upgrade, None) = (upgrades.next()?, upgrades.next()) else { return None };
+    let connection = headers.get_all(header::CONNECTION);
+    let named = connection.iter().flat_map(words).any(|word| word.eq_ignore_ascii_case(b"upgrade"));
+    let tunnel = |protocol: &[u8]| {
+        let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default().trim_ascii();
+        !name.is_empty() && !NO_TUNNEL.iter().any(|other| name.eq_ignore_ascii_case(other.as_bytes()))
+    };
+    (named && words(upgrade).all(tunnel)).then_some(upgrade)
+}
+
+/// The members of a list.
+fn words(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
 /// HTTP/2 clients may send a cookie in crumbs; HTTP/1.1 has one field (RFC 9113, section 8.2.3).
@@ -61,8 +83,7 @@ fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
     let mut doomed: Vec<HeaderName> = Vec::new();
     if headers.contains_key(header::CONNECTION) {
         for value in headers.get_all(header::CONNECTION) {
-            let names = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-            let names = names.filter_map(|name| HeaderName::from_bytes(name).ok());
+            let names = words(value).filter_map(|name| HeaderName::from_bytes(name).ok());
             doomed.extend(names.filter(|name| !NOT_TO_BE_NAMED.contains(&name.as_str())));
         }
     }
@@ -236,6 +257,22 @@ mod tests {
         ]);
         clean_request(&mut request, false);
         assert_eq!(names(&request), ["accept", "content-length", "host"]);
+    }
+
+    #[test]
+    fn a_client_may_ask_for_another_protocol_but_not_for_another_http() {
+        let asked =
+            |connection, protocols| upgrade(&headers(&[("connection", connection), ("upgrade", protocols)])).is_some();
+        for connection in ["upgrade", "Upgrade", "keep-alive, Upgrade"] {
+            assert!(asked(connection, "websocket") && asked(connection, "a/1, b"));
+        }
+        assert!(!asked("keep-alive", "websocket"), "left over from another hop");
+        for protocols in ["", "h2c", "websocket, H2C", "HTTP/2.0", "http", "TLS/1.0", "websocket,", "/1"] {
+            assert!(!asked("upgrade", protocols), "{protocols}");
+        }
+        assert!(upgrade(&headers(&[("connection", "upgrade")])).is_none());
+        let two = headers(&[("connection", "upgrade"), ("upgrade", "websocket"), ("upgrade", "h2c")]);
+        assert!(upgrade(&two).is_none());
     }
 
     #[test]

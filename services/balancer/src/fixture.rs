@@ -4,6 +4,7 @@
 use crate::{
     Config, Shared,
     app::App,
+    dispatch::Class,
     endpoint::{Node, WorkerView},
     listener::{self, Cores, Sockets},
     route::{HostPattern, Prefix, Route, Table, Target},
@@ -61,6 +62,14 @@ impl Write for Log {
     }
 }
 
+fn views(workers: &[(SocketAddr, u32)], capacity: u32) -> Vec<WorkerView> {
+    let ready = |(position, (address, grant)): (u32, &(SocketAddr, u32))| WorkerView {
+        capacity,
+        ..WorkerView::ready(position, *address, *grant)
+    };
+    (0..).zip(workers).map(ready).collect()
+}
+
 /// A running data plane: two cores, plain HTTP at `http`, TLS at `https`.
 #[derive(Debug)]
 pub(crate) struct Plane {
@@ -104,16 +113,20 @@ impl Plane {
     pub(crate) fn route(&self, host: &str, prefix: &str, strip_prefix: bool) {
         let target = Target::App(Arc::clone(&self.app));
         let (host, prefix) = (HostPattern::parse(host).unwrap(), Prefix::parse(prefix).unwrap());
-        self.shared.routes.store(Arc::new(Table::new(&[Route { host, prefix, target, strip_prefix }], &[])));
+        self.shared
+            .routes
+            .store(Arc::new(Table::new(&[Route { host, prefix, target, strip_prefix, class: Class::default() }], &[])));
     }
 
     /// These are the app's workers now, each with that many permits.
     pub(crate) fn workers(&self, workers: &[(SocketAddr, u32)]) {
-        let views: Vec<WorkerView> = (0..)
-            .zip(workers)
-            .map(|(position, (address, grant))| WorkerView::ready(position, *address, *grant))
-            .collect();
-        self.reports(None, &views);
+        self.reports(None, &views(workers, 256));
+    }
+
+    /// The same, and they have no more slots than permits.
+    pub(crate) fn narrow_workers(&self, workers: &[(SocketAddr, u32)]) {
+        let slots = workers.iter().map(|(_, grant)| *grant).max();
+        self.reports(None, &views(workers, slots.unwrap_or(1)));
     }
 
     /// The whole truth about the app's one node and its workers, whose own limit is `timeout`.
@@ -162,6 +175,16 @@ impl Plane {
         self.app.view().in_flight
     }
 
+    /// The permits whose request is over and whose slot may be busy.
+    pub(crate) fn unsettled(&self) -> u64 {
+        self.app.view().unsettled
+    }
+
+    /// The node says that nothing runs any more of the connection a request with this head came over.
+    pub(crate) fn settle(&self, head: &str) {
+        self.app.settle("node-1", &[number(head)]);
+    }
+
     /// Drains, and returns the lines of the access log.
     pub(crate) async fn finish(mut self) -> Vec<serde_json::Value> {
         self.lifecycle.advance(Phase::Draining);
@@ -187,6 +210,13 @@ impl Drop for Plane {
     }
 }
 
+/// The number of the connection a request came over, as its head says.
+pub(crate) fn number(head: &str) -> u64 {
+    let text = head.lines().find_map(|line| line.strip_prefix("servery-connection: ")).expect("a number");
+    assert_eq!(text.len(), 16);
+    u64::from_str_radix(text, 16).unwrap()
+}
+
 /// A worker's socket.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -208,6 +238,22 @@ impl Worker {
     /// Nobody connects, as far as the kernel knows.
     pub(crate) async fn expect_nobody(&self) {
         assert!(futures_util::FutureExt::now_or_never(self.socket.accept()).is_none(), "somebody connected");
+    }
+}
+
+/// An address where nobody listens, and nobody can as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Nobody(socket2::Socket);
+
+impl Nobody {
+    pub(crate) fn new() -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        Self(socket)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.0.local_addr().unwrap().as_socket().unwrap()
     }
 }
 

@@ -1,12 +1,14 @@
 //! A request on its way to a worker. In: a cleaned request and its app. Out: the response of the first attempt that
-//! had one, or a `Reject`. Each attempt: a permit, a connection, the request with the node's pass, the response head in
-//! time. What follows a failed attempt is decided in `retry`. Dropped at any point, it leaves the queue, gives its
-//! permit back and closes the connection it used.
+//! had one, or a `Reject`. Each attempt has a permit of its own. What follows a failed one is decided in `retry`. Dropped
+//! at any point, it leaves the queue, gives its permit back and closes the connection it used.
 
 use crate::{
-    app::{App, Permit},
-    body::{Body, RequestBody, RequestSource},
-    edge::{Edge, REST_TIMED_OUT},
+    ahead,
+    app::{App, Asker, Permit},
+    attempt::{Failed, attempt},
+    body::Body,
+    dispatch::Class,
+    edge::Edge,
     endpoint::EndpointId,
     fallen::Fallen,
     fields,
@@ -15,19 +17,14 @@ use crate::{
     reject::Reject,
     relay::Relay,
     retry::{Attempted, Failure, Verdict, is_idempotent},
+    source::RequestSource,
+    tunnel::Agreed,
     upstream::Connection,
 };
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, Version, header};
 use hyper::body::Incoming;
-use std::{rc::Rc, sync::Arc, time::Duration};
-use tokio::time::{Instant, timeout_at};
-
-/// How long an endpoint looks busier than it is: after it could not be reached, ...
-const REST_UNREACHED: Duration = Duration::from_millis(500);
-/// ... after it said that it is leaving, ...
-const REST_LEAVING: Duration = Duration::from_millis(200);
-/// ... after it said that the slot is taken.
-const REST_BUSY: Duration = Duration::from_millis(5);
+use std::{rc::Rc, sync::Arc};
+use tokio::time::Instant;
 
 /// A request as every attempt sends it, but for the pass.
 #[derive(Debug)]
@@ -36,50 +33,68 @@ pub struct Head {
     /// Path and query only.
     pub uri: Uri,
     pub headers: HeaderMap,
+    /// It asks for another protocol.
+    pub upgrade: bool,
 }
 
-/// Why an attempt has no response.
-struct Failed {
-    failure: Failure,
-    reject: Reject,
-    outcome: Outcome,
-    /// How long its permit stays out.
-    rest: Option<Duration>,
+impl Head {
+    /// Nobody knows what a request for another protocol has begun.
+    pub(crate) fn is_idempotent(&self) -> bool {
+        is_idempotent(&self.method) && !self.upgrade
+    }
 }
 
-pub async fn forward(
+/// How a request was answered.
+pub(crate) enum Answer {
+    Whole(Response<Body>),
+    /// With 101: the bytes that follow are no HTTP.
+    Switched(Response<Body>, Agreed),
+}
+
+pub(crate) async fn forward(
     edge: &Rc<Edge>,
     app: &Arc<App>,
+    class: Class,
     head: &Head,
     body: Option<Rc<RequestSource>>,
     record: &mut Record,
-) -> Result<Response<Body>, Reject> {
-    let deadline = record.start + app.queue_deadline();
+) -> Result<Answer, Reject> {
+    let asker = Asker { client: record.client.into(), class };
+    let few_slots = app.has_few_slots();
+    let mut arrived = record.start;
+    if let Some(body) = body.as_ref().filter(|_| few_slots) {
+        body.read_ahead().await?;
+        arrived = Instant::now();
+    }
+    let deadline = arrived + app.queue_deadline();
     let mut tried: Vec<EndpointId> = Vec::new();
     let (mut attempts, mut refusals) = (0, 0);
     let mut fallen = Fallen::default();
     let mut failed: Option<Reject> = None;
     loop {
         let asked = Instant::now();
-        let permit = app.acquire(record.client.into(), &tried, record.attempts > 0, asked, deadline).await;
+        let permit = app.acquire(asker, &tried, record.attempts > 0, asked, deadline).await;
         let begun = Instant::now();
         record.queue += begun - asked;
         // where a second permit cannot be had, the first failure is the reason
-        let permit = permit.map_err(|reject| failed.unwrap_or(reject))?;
+        let mut permit = permit.map_err(|reject| failed.unwrap_or(reject))?;
         record.attempts += 1;
         record.endpoint = Some(Arc::clone(permit.endpoint()));
         record.why = Some(permit.why());
 
-        let Failed { failure, reject, outcome, rest } = {
+        let Failed { failure, reject, outcome, rest, .. } = {
             let mut watch = Watch { app, outcome: Outcome::ClientGone };
-            match attempt(edge, &permit, head, body.as_ref()).await {
+            match attempt(edge, &mut permit, begun, head, body.as_ref()).await {
                 Ok((response, connection)) => {
                     watch.outcome = Outcome::Answered;
                     app.metrics.upstream.record(begun.elapsed().as_secs_f64());
                     if let Some(body) = &body {
                         body.forget_kept();
                     }
-                    return Ok(pass_on(edge, response, connection, permit, body));
+                    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                        return Ok(switch(response, connection, permit));
+                    }
+                    return Ok(pass_on(edge, response, connection, permit, body, few_slots).await);
                 }
                 Err(failed) => {
                     watch.outcome = failed.outcome;
@@ -105,7 +120,7 @@ pub async fn forward(
             failure,
             attempts,
             refusals,
-            idempotent: is_idempotent(&head.method),
+            idempotent: head.is_idempotent(),
             replayable: body.as_ref().is_none_or(|body| body.is_replayable()),
             resets: fallen.resets(),
             deaths: None,
@@ -146,102 +161,35 @@ impl Drop for Watch<'_> {
     }
 }
 
-async fn attempt(
-    edge: &Edge,
-    permit: &Permit,
-    head: &Head,
-    body: Option<&Rc<RequestSource>>,
-) -> Result<(Response<Incoming>, Connection), Failed> {
-    let endpoint = permit.endpoint();
-    let mut connection = match edge.pool.take(endpoint) {
-        Some(connection) => connection,
-        None => edge.pool.dial(endpoint).await.map_err(Failed::not_connected)?,
-    };
-    // The one copy of the head that a second attempt would need: the first consumes it.
-    let mut request = Request::new(body.map_or_else(RequestBody::empty, RequestSource::begin));
-    *request.method_mut() = head.method.clone();
-    *request.uri_mut() = head.uri.clone();
-    *request.headers_mut() = head.headers.clone();
-    request.headers_mut().insert(fields::SERVERY_PASS, endpoint.node.pass.clone());
-
-    let mut answer = std::pin::pin!(connection.sender.try_send_request(request));
-    let limit = endpoint.node.patience(edge.shared.config.response_timeout);
-    let mut due = Instant::now() + limit;
-    let answer = loop {
-        if let Ok(answer) = timeout_at(due, &mut answer).await {
-            break answer;
-        }
-        // the worker cannot answer what is still on its way; a body that stops has a limit of its own
-        match body.and_then(|body| body.moved()).map(|moved| moved + limit) {
-            Some(later) if later > due => due = later,
-            _ => return Err(Failed::timed_out()),
-        }
-    };
-    let response = answer.map_err(|mut error| {
-        if error.take_message().is_some() {
-            return Failed::stale();
-        }
-        Failed::from_error(&error.into_error(), body.and_then(|body| body.broken()))
-    })?;
-    if response.status() == StatusCode::SERVICE_UNAVAILABLE
-        && let Some(reason) = response.headers().get(fields::SERVERY_REFUSED)
-    {
-        let busy = reason == "busy";
-        return Err(Failed::refused(busy));
-    }
-    // we asked for no other protocol
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Failed::malformed());
-    }
-    Ok((response, connection))
+/// A tunnel is no request, so that it holds no slot.
+fn switch(mut response: Response<Incoming>, connection: Connection, mut permit: Permit) -> Answer {
+    permit.settle();
+    drop(permit);
+    let agreed = Agreed::new(&mut response, connection);
+    let mut response = response.map(|_| Body::empty());
+    let protocol = response.headers_mut().remove(header::UPGRADE);
+    fields::clean_response(response.headers_mut());
+    let connection = HeaderValue::from_static("upgrade");
+    response.headers_mut().insert(header::CONNECTION, connection);
+    response.headers_mut().extend(protocol.map(|protocol| (header::UPGRADE, protocol)));
+    Answer::Switched(response, agreed)
 }
 
-fn pass_on(
+async fn pass_on(
     edge: &Rc<Edge>,
     response: Response<Incoming>,
     connection: Connection,
     permit: Permit,
     request: Option<Rc<RequestSource>>,
-) -> Response<Body> {
+    few_slots: bool,
+) -> Answer {
     let (mut head, incoming) = response.into_parts();
     fields::clean_response(&mut head.headers);
     // an HTTP/1.0 worker must not make the client's connection one
     head.version = Version::HTTP_11;
-    Response::from_parts(head, Body::relay(Relay::new(edge, connection, permit, request, incoming)))
-}
-
-impl Failed {
-    fn not_connected(reject: Reject) -> Self {
-        Self { failure: Failure::NotConnected, reject, outcome: Outcome::ConnectFailed, rest: Some(REST_UNREACHED) }
-    }
-
-    fn stale() -> Self {
-        Self { failure: Failure::Stale, reject: Reject::UpstreamReset, outcome: Outcome::Reset, rest: None }
-    }
-
-    fn refused(busy: bool) -> Self {
-        let rest = if busy { REST_BUSY } else { REST_LEAVING };
-        Self { failure: Failure::Refused, reject: Reject::Refused, outcome: Outcome::Refused, rest: Some(rest) }
-    }
-
-    fn timed_out() -> Self {
-        let (failure, reject) = (Failure::TimedOut, Reject::ResponseTimeout);
-        Self { failure, reject, outcome: Outcome::Timeout, rest: Some(REST_TIMED_OUT) }
-    }
-
-    fn malformed() -> Self {
-        Self { failure: Failure::Malformed, reject: Reject::BadResponse, outcome: Outcome::Reset, rest: None }
-    }
-
-    fn from_error(error: &hyper::Error, broken: Option<Reject>) -> Self {
-        if let Some(reject) = broken {
-            return Self { failure: Failure::Client, reject, outcome: Outcome::ClientGone, rest: None };
-        }
-        if error.is_parse() {
-            return Self::malformed();
-        }
-        Self { failure: Failure::Reset, reject: Reject::UpstreamReset, outcome: Outcome::Reset, rest: None }
-    }
+    let relay = Relay::new(edge, connection, permit, request, incoming);
+    let body = if few_slots && !relay.is_end() { ahead::read_ahead(edge, relay).await } else { Body::relay(relay) };
+    Answer::Whole(Response::from_parts(head, body))
 }
 
 #[cfg(test)]

@@ -6,16 +6,18 @@
 //! what breaks the first ones by itself; we see that only as the connection's error, and count it.
 
 use crate::{
-    body::{Body, BodyLimits, RequestSource},
+    body::Body,
     edge::Edge,
     fields::{self, Hop},
-    forward::{Head, forward},
+    forward::{Answer, Head, forward},
     host::{self, Host},
     patience::Patient,
     record::Record,
     redirect,
     reject::Reject,
     route::{Prefix, Route, Target},
+    source::{BodyLimits, RequestSource},
+    tunnel::{Tunnel, Wish},
 };
 use http::{Method, Request, Response, Uri, header, request::Parts, uri::PathAndQuery};
 use hyper::{
@@ -85,6 +87,9 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for LocalExecutor {
     }
 }
 
+/// What a connection becomes, and what the log will say of it.
+type Switched = (Tunnel, Box<Record>);
+
 /// The protocol the handshake agreed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -125,24 +130,29 @@ impl Server {
         protocol: Protocol,
         draining: &CancellationToken,
     ) where
-        S: AsyncRead + AsyncWrite + Unpin + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let config = &self.edge.shared.config;
         let stream = Patient::new(stream, config.body_timeout);
         let hop = Rc::new(Hop::new(peer, self.scheme, &config.trusted_proxies));
         let any = Cell::new(false);
+        // what the connection becomes after its last request
+        let tunnel: Rc<Cell<Option<Switched>>> = Rc::default();
         let service = service_fn(|request| {
             any.set(true);
             let (edge, hop, redirect_to) = (Rc::clone(&self.edge), Rc::clone(&hop), self.redirect_to);
-            async move { Ok::<_, Infallible>(handle(edge, &hop, redirect_to, request).await) }
+            let tunnel = Rc::clone(&tunnel);
+            async move { Ok::<_, Infallible>(handle(edge, &hop, redirect_to, request, &tunnel).await) }
         });
         let ended = match protocol {
             Protocol::Http1 if draining.is_cancelled() => {
                 // it came in just before the listener closed: answer its one request
-                self.http1.clone().keep_alive(false).serve_connection(TokioIo::new(stream), service).await
+                let mut http1 = self.http1.clone();
+                http1.keep_alive(false).serve_connection(TokioIo::new(stream), service).with_upgrades().await
             }
             Protocol::Http1 => {
-                let mut connection = pin!(self.http1.serve_connection(TokioIo::new(stream), service));
+                let connection = self.http1.serve_connection(TokioIo::new(stream), service);
+                let mut connection = pin!(connection.with_upgrades());
                 tokio::select! {
                     biased;
                     ended = connection.as_mut() => ended,
@@ -165,6 +175,9 @@ impl Server {
                 }
             }
         };
+        if let Some((tunnel, record)) = tunnel.take() {
+            tunnel.run(record).await;
+        }
         if let Err(error) = ended {
             let metrics = &self.edge.metrics;
             if error.is_parse_too_large() {
@@ -181,7 +194,14 @@ impl Server {
 }
 
 /// One request. Dropped when the client leaves: then everything it holds is given back, and the record says so.
-async fn handle(edge: Rc<Edge>, hop: &Hop, redirect_to: Option<u16>, request: Request<Incoming>) -> Response<Body> {
+async fn handle(
+    edge: Rc<Edge>,
+    hop: &Hop,
+    redirect_to: Option<u16>,
+    mut request: Request<Incoming>,
+    switched: &Cell<Option<Switched>>,
+) -> Response<Body> {
+    let wish = Wish::of(&mut request);
     let (head, incoming) = request.into_parts();
     let config = &edge.shared.config;
     let client = hop.client(&head.headers, &config.trusted_proxies);
@@ -197,6 +217,7 @@ async fn handle(edge: Rc<Edge>, hop: &Hop, redirect_to: Option<u16>, request: Re
         host: None,
         trace_id: fields::trace_id(&head.headers),
         body: None,
+        tunnelled: 0,
         bytes_out: 0,
         queue: Duration::ZERO,
         attempts: 0,
@@ -207,12 +228,15 @@ async fn handle(edge: Rc<Edge>, hop: &Hop, redirect_to: Option<u16>, request: Re
         reject: None,
         edge: Rc::clone(&edge),
     });
-    let mut response = match answer(&edge, hop, redirect_to, head, incoming, &mut record).await {
-        Ok(response) => response,
+    let answered = answer(&edge, hop, redirect_to, (head, incoming), wish, &mut record).await;
+    let (mut response, tunnel) = match answered {
+        Ok(answered) => answered,
         Err(reject) => {
             record.reject = Some(reject);
             let id = record.id.to_str().expect("ids are made of visible characters");
-            reject.response(id, record.version)
+            let busy = record.app.as_ref().filter(|_| reject.is_for_now());
+            let retry_after = busy.map_or(Duration::ZERO, |app| app.retry_after());
+            (reject.response(id, record.version, retry_after), None)
         }
     };
     response.headers_mut().entry(fields::X_REQUEST_ID).or_insert_with(|| record.id.clone());
@@ -221,7 +245,10 @@ async fn handle(edge: Rc<Edge>, hop: &Hop, redirect_to: Option<u16>, request: Re
     }
     record.status = response.status().as_u16();
     let head_only = record.method == Method::HEAD;
-    response.body_mut().attach(record, head_only);
+    match tunnel {
+        Some(tunnel) => switched.set(Some((tunnel, record))),
+        None => response.body_mut().attach(record, head_only),
+    }
     response
 }
 
@@ -229,10 +256,10 @@ async fn answer(
     edge: &Rc<Edge>,
     hop: &Hop,
     redirect_to: Option<u16>,
-    mut head: Parts,
-    incoming: Incoming,
+    (mut head, incoming): (Parts, Incoming),
+    wish: Option<Wish>,
     record: &mut Record,
-) -> Result<Response<Body>, Reject> {
+) -> Result<(Response<Body>, Option<Tunnel>), Reject> {
     if head.headers.len() > FIELDS {
         return Err(Reject::TooManyFields);
     }
@@ -244,7 +271,7 @@ async fn answer(
         return Err(Reject::BadTarget);
     }
     if let Some(port) = redirect_to {
-        return Ok(redirect::to_https(&host, &head.uri, port));
+        return Ok((redirect::to_https(&host, &head.uri, port), None));
     }
     // the one snapshot of this request
     let routes = edge.shared.routes.load();
@@ -255,14 +282,14 @@ async fn answer(
     drop(routes);
     let app = match &route.target {
         Target::App(app) => app,
-        Target::Redirect(to) => return Ok(redirect::along(to, &route.prefix, &head.uri)),
+        Target::Redirect(to) => return Ok((redirect::along(to, &route.prefix, &head.uri), None)),
     };
     record.app = Some(Arc::clone(app));
 
     let config = &edge.shared.config;
     let limits = BodyLimits { bytes: config.max_body.as_u64(), stall: config.body_timeout };
     let sized = http_body::Body::size_hint(&incoming).exact().is_some();
-    let body = RequestSource::new(incoming, limits)?;
+    let body = RequestSource::new(incoming, limits, &edge.buffers)?;
     record.body.clone_from(&body);
 
     let uri = upstream_uri(&head.uri, &route)?;
@@ -277,8 +304,17 @@ async fn answer(
     hop.forward(headers, &value, host.port, stripped);
     headers.insert(header::HOST, value.clone());
     headers.insert(fields::X_REQUEST_ID, record.id.clone());
-    let head = Head { method: head.method, uri, headers: head.headers };
-    forward(edge, app, &head, body, record).await
+    let wish = wish.map(|wish| wish.admit(&edge.shared)).transpose()?;
+    if let Some(wish) = &wish {
+        wish.ask(headers);
+    }
+    let head = Head { method: head.method, uri, headers: head.headers, upgrade: wish.is_some() };
+    match (forward(edge, app, route.class, &head, body, record).await?, wish) {
+        (Answer::Switched(response, agreed), Some(wish)) => Ok((response, Some(wish.begin(edge, app, agreed)))),
+        // not without having been asked
+        (Answer::Switched(..), None) => Err(Reject::BadResponse),
+        (Answer::Whole(response), _) => Ok((response, None)),
+    }
 }
 
 /// Path and query as the app sees them.

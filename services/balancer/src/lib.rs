@@ -1,14 +1,18 @@
 //! The balancer: terminates TLS, routes, holds the one queue of each app, picks a worker, forwards. In reading order:
-//! `listener`, `tls`, `http` (with `host`, `fields`, `redirect`), `route`, `app` (with `dispatch`, `queue`, `client`, `levels`),
-//! `endpoint`, `forward` (with `upstream`, `body`, `relay`), `retry`, `reject`, `accesslog` (with `record`), `metrics`
+//! `listener`, `tls`, `http` (with `host`, `fields`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
+//! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `relay`, `ahead`, `buffers`, `body`, `tunnel`), `retry`, `reject`,
+//! `accesslog` (with `record`), `metrics`
 //! are the data plane, one runtime per core with its `edge`; `registry`, `certificates`, `readiness`,
 //! `status` are the control plane, on the process's first runtime. The two meet in [`Shared`] only.
 
 pub mod accesslog;
+mod ahead;
 pub mod app;
+mod attempt;
 #[cfg(test)]
 mod authority;
 pub mod body;
+mod buffers;
 mod certificates;
 pub mod client;
 pub mod config;
@@ -31,13 +35,15 @@ pub mod queue;
 mod readiness;
 pub mod record;
 pub mod redirect;
-mod registry;
+pub mod registry;
 pub mod reject;
 pub mod relay;
 pub mod retry;
 pub mod route;
+pub mod source;
 mod status;
 pub mod tls;
+mod tunnel;
 pub mod upstream;
 
 pub use config::Config;
@@ -57,7 +63,11 @@ use control::{Control, Kept};
 use listener::Sockets;
 use route::{Route, Target};
 use std::{
-    sync::{Arc, atomic::AtomicBool},
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
@@ -75,6 +85,12 @@ pub struct Shared {
     pub routes: ArcSwap<route::Table>,
     pub certificates: ArcSwap<tls::CertificateSet>,
     pub apps: Arc<Apps>,
+    /// The upper half of the numbers of this process's connections to workers.
+    pub connections: NonZeroU32,
+    /// The lower half of the newest one.
+    connected: AtomicU32,
+    /// Open now, or asked for.
+    tunnels: AtomicUsize,
     /// False while nodes of an earlier life may be about to come back: a path that no route leads to may be theirs.
     pub settled: AtomicBool,
 }
@@ -87,16 +103,26 @@ impl Shared {
             client_share: config.queue_client_share,
             queue_deadline: config.queue_deadline,
         };
+        let reserves = config.reserves();
         let shared = Self {
             config,
             https_port,
             routes: ArcSwap::default(),
             certificates: ArcSwap::from_pointee(certificates),
-            apps: Apps::new(limits),
+            apps: Apps::with_reserves(limits, reserves),
+            connections: rand::random(),
+            connected: AtomicU32::new(0),
+            tunnels: AtomicUsize::new(0),
             settled: AtomicBool::new(true),
         };
         shared.routes.store(Arc::new(route::Table::new(&shared.configured(), &[])));
         Arc::new(shared)
+    }
+
+    /// A number for a connection to a worker. By the time that the lower half has gone round, four billion connections
+    /// later, the earlier one is long over.
+    pub fn number_connection(&self) -> u64 {
+        u64::from(self.connections.get()) << 32 | u64::from(self.connected.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The routes of the configuration. Their apps are known from now on: requests wait for their first node.
@@ -109,6 +135,7 @@ impl Shared {
                 RouteTarget::Redirect(to) => Target::Redirect(to.as_str().into()),
             },
             strip_prefix: route.strip_prefix,
+            class: route.class,
         });
         routes.collect()
     }
@@ -186,6 +213,8 @@ pub async fn run(
     }
     let mut control_plane = JoinSet::new();
     control_plane.spawn(control.run(listener));
+    let apps = Arc::clone(&shared.apps);
+    tasks.spawn(async move { apps.keep_turning().await });
     let cores = listener::spawn_cores(&shared, cores, &lifecycle).context("cannot start the threads that serve")?;
     lifecycle.advance(Phase::Serving);
 

@@ -3,6 +3,7 @@
 
 use crate::{
     app::{AppView, Apps, EndpointView, NodeView},
+    dispatch::Reason,
     endpoint::WorkerState,
     reject::Reject,
 };
@@ -17,12 +18,14 @@ pub enum Outcome {
     ConnectFailed,
     Reset,
     Timeout,
+    /// Its node was lost before it had an answer.
+    Lost,
     ClientGone,
 }
 
 impl Outcome {
-    const ALL: [Self; 6] =
-        [Self::Answered, Self::Refused, Self::ConnectFailed, Self::Reset, Self::Timeout, Self::ClientGone];
+    const ALL: [Self; 7] =
+        [Self::Answered, Self::Refused, Self::ConnectFailed, Self::Reset, Self::Timeout, Self::Lost, Self::ClientGone];
 
     fn label(self) -> &'static str {
         match self {
@@ -31,6 +34,7 @@ impl Outcome {
             Self::ConnectFailed => "connect_failed",
             Self::Reset => "reset",
             Self::Timeout => "timeout",
+            Self::Lost => "lost",
             Self::ClientGone => "client_gone",
         }
     }
@@ -43,7 +47,8 @@ pub struct AppMetrics {
     pub queue_wait: Histogram,
     pub upstream: Histogram,
     pub retries: Counter,
-    attempts: [Counter; 6],
+    pub tunnels: Gauge,
+    attempts: [Counter; Outcome::ALL.len()],
 }
 
 impl AppMetrics {
@@ -57,6 +62,7 @@ impl AppMetrics {
             queue_wait: histogram!("servery_balancer_queue_wait_seconds", "app" => app.clone()),
             upstream: histogram!("servery_balancer_upstream_duration_seconds", "app" => app.clone()),
             retries: counter!("servery_balancer_retries_total", "app" => app.clone()),
+            tunnels: gauge!("servery_balancer_tunnels", "app" => app.clone()),
             attempts: Outcome::ALL.map(|outcome| {
                 counter!("servery_balancer_attempts_total", "app" => app.clone(), "outcome" => outcome.label())
             }),
@@ -114,7 +120,7 @@ impl std::fmt::Debug for EdgeMetrics {
     }
 }
 
-/// Counts a connection for as long as it is in one state.
+/// Counts a connection or a tunnel for as long as it is in one state.
 #[derive(Debug)]
 pub struct Counted(Gauge);
 
@@ -154,11 +160,16 @@ pub fn render(apps: &Apps, out: &mut String) {
     text.per_app("retry_budget", &views, |view| view.retry_budget);
     text.family("permits", "gauge");
     for view in &views {
-        let ready =
-            endpoints(view).filter(|(node, endpoint)| !node.draining && endpoint.worker.state == WorkerState::Ready);
-        let free: u32 = ready.map(|(_, endpoint)| endpoint.worker.grant.saturating_sub(endpoint.held)).sum();
+        let free: u32 = endpoints(view).map(|(_, endpoint)| endpoint.free).sum();
         text.sample(format_args!("app=\"{}\",state=\"free\"", view.name), f64::from(free));
         text.sample(format_args!("app=\"{}\",state=\"held\"", view.name), count(view.in_flight));
+        text.sample(format_args!("app=\"{}\",state=\"unsettled\"", view.name), count(view.unsettled));
+    }
+    text.family("ejections_total", "counter");
+    for view in &views {
+        for (reason, ejections) in Reason::ALL.into_iter().zip(view.ejections) {
+            text.sample(format_args!("app=\"{}\",reason=\"{}\"", view.name, reason.as_str()), count(ejections));
+        }
     }
     text.family("endpoints", "gauge");
     for view in &views {
@@ -166,6 +177,9 @@ pub fn render(apps: &Apps, out: &mut String) {
             let number = endpoints(view).filter(|(_, endpoint)| endpoint.worker.state == state).count();
             text.sample(format_args!("app=\"{}\",state=\"{}\"", view.name, state.as_str()), count(number as u64));
         }
+        // of the ready ones
+        let ejected = endpoints(view).filter(|(_, endpoint)| endpoint.ejected).count();
+        text.sample(format_args!("app=\"{}\",state=\"ejected\"", view.name), count(ejected as u64));
     }
     text.family("nodes", "gauge");
     for view in &views {

@@ -80,12 +80,26 @@ impl<W> Queue<W> {
         Some(waiter)
     }
 
+    pub fn get(&self, ticket: Ticket) -> Option<&W> {
+        let entry = self.entries.get(ticket.index).filter(|entry| entry.number == ticket.number)?;
+        entry.waiter.as_ref()
+    }
+
+    /// From the tail to the head.
+    pub fn iter_back(&self) -> impl Iterator<Item = (Ticket, &W)> {
+        self.walk(self.tail, |entry| entry.before)
+    }
+
     /// From the head to the tail.
     pub fn iter(&self) -> impl Iterator<Item = (Ticket, &W)> {
-        let mut next = self.head;
+        self.walk(self.head, |entry| entry.after)
+    }
+
+    fn walk(&self, from: Option<usize>, on: impl Fn(&Entry<W>) -> Option<usize>) -> impl Iterator<Item = (Ticket, &W)> {
+        let mut next = from;
         std::iter::from_fn(move || {
             let index = next?;
-            next = self.entries[index].after;
+            next = on(&self.entries[index]);
             let waiter = self.entries[index].waiter.as_ref().expect("a linked entry holds a waiter");
             Some((self.ticket(index), waiter))
         })
@@ -148,7 +162,11 @@ mod tests {
                 }
                 prop_assert_eq!(queue.len(), model.len());
                 let order: Vec<u32> = queue.iter().map(|(_, waiter)| *waiter).collect();
-                prop_assert_eq!(order, model.iter().map(|(_, waiter)| *waiter).collect::<Vec<_>>());
+                prop_assert_eq!(&order, &model.iter().map(|(_, waiter)| *waiter).collect::<Vec<_>>());
+                let back: Vec<u32> = queue.iter_back().map(|(_, waiter)| *waiter).collect();
+                prop_assert!(order.iter().rev().eq(&back));
+                prop_assert!(model.iter().all(|(ticket, waiter)| queue.get(*ticket) == Some(waiter)));
+                prop_assert!(gone.iter().all(|ticket| queue.get(*ticket).is_none()));
             }
             // what was left is used again: the vector is no longer than the queue ever was
             prop_assert!(queue.entries.len() == queue.len() + queue.free.len());

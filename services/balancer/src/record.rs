@@ -4,10 +4,10 @@
 use crate::{
     accesslog::Line,
     app::{App, Why},
-    body::RequestSource,
     edge::Edge,
     endpoint::Endpoint,
     reject::Reject,
+    source::RequestSource,
 };
 use http::{HeaderValue, Method, Uri, Version};
 use std::{
@@ -30,6 +30,8 @@ pub struct Record {
     pub(crate) host: Option<HeaderValue>,
     pub(crate) trace_id: Option<HeaderValue>,
     pub(crate) body: Option<Rc<RequestSource>>,
+    /// Bytes from the client that were no HTTP any more.
+    pub(crate) tunnelled: u64,
     pub(crate) bytes_out: u64,
     /// Time in the queue, over all attempts.
     pub(crate) queue: Duration,
@@ -81,7 +83,10 @@ impl Drop for Record {
         let duration = self.start.elapsed();
         let metrics = self.app.as_ref().map_or(&self.edge.metrics.unrouted, |app| &app.metrics);
         metrics.count_request(status);
-        metrics.duration.record(duration.as_secs_f64());
+        // how long a tunnel lives says nothing of how long requests take
+        if status != 101 {
+            metrics.duration.record(duration.as_secs_f64());
+        }
         if self.app.is_some() {
             metrics.queue_wait.record(self.queue.as_secs_f64());
         }
@@ -96,7 +101,7 @@ impl Drop for Record {
             uri: &self.uri,
             version: self.version,
             status,
-            bytes_in: self.body.as_ref().map_or(0, |body| body.received()),
+            bytes_in: self.body.as_ref().map_or(self.tunnelled, |body| body.received()),
             bytes_out: self.bytes_out,
             duration,
             queue: self.queue,

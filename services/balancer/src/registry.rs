@@ -8,7 +8,7 @@
 mod admission;
 mod connections;
 mod declared;
-mod demand;
+pub mod demand;
 mod directory;
 mod refusal;
 mod session;

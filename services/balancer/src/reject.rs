@@ -4,6 +4,7 @@
 use crate::body::Body;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
+use std::time::Duration;
 
 /// Why we answered instead of an application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,10 +23,14 @@ pub enum Reject {
     QueueFull,
     /// One client fills its share of the queue, and another one waits.
     ClientShare,
+    /// By its deadline its turn would not have come, or has not while newer ones went first.
+    Overload,
     /// Waited for a permit until the deadline.
     QueueDeadline,
     /// Waited until the deadline, and no worker of the app is there.
     NoEndpoint,
+    /// As many tunnels as there may be.
+    TooManyTunnels,
     /// Every worker we tried refused in-band.
     Refused,
     ConnectRefused,
@@ -47,7 +52,7 @@ pub enum Reject {
 
 impl Reject {
     /// In the order of declaration, so that `ALL[reject as usize] == reject`.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::BadHost,
         Self::BadTarget,
         Self::BadBody,
@@ -57,8 +62,10 @@ impl Reject {
         Self::NoRoute,
         Self::QueueFull,
         Self::ClientShare,
+        Self::Overload,
         Self::QueueDeadline,
         Self::NoEndpoint,
+        Self::TooManyTunnels,
         Self::Refused,
         Self::ConnectRefused,
         Self::ConnectTimeout,
@@ -83,8 +90,10 @@ impl Reject {
             Self::NoRoute => "no_route",
             Self::QueueFull => "queue_full",
             Self::ClientShare => "client_share",
+            Self::Overload => "overload",
             Self::QueueDeadline => "queue_deadline",
             Self::NoEndpoint => "no_endpoint",
+            Self::TooManyTunnels => "too_many_tunnels",
             Self::Refused => "refused",
             Self::ConnectRefused => "connect_refused",
             Self::ConnectTimeout => "connect_timeout",
@@ -106,9 +115,13 @@ impl Reject {
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::ClientShare => StatusCode::TOO_MANY_REQUESTS,
-            Self::QueueFull | Self::QueueDeadline | Self::NoEndpoint | Self::Refused | Self::Drained => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::QueueFull
+            | Self::Overload
+            | Self::QueueDeadline
+            | Self::NoEndpoint
+            | Self::TooManyTunnels
+            | Self::Refused
+            | Self::Drained => StatusCode::SERVICE_UNAVAILABLE,
             Self::ConnectRefused | Self::UpstreamReset | Self::Poisoned | Self::BadResponse | Self::CutOff => {
                 StatusCode::BAD_GATEWAY
             }
@@ -129,7 +142,7 @@ impl Reject {
             | Self::BodyTimeout
             | Self::ClientGone => "http_request_error",
             Self::NoRoute => "destination_not_found",
-            Self::QueueFull | Self::ClientShare => "connection_limit_reached",
+            Self::QueueFull | Self::ClientShare | Self::Overload | Self::TooManyTunnels => "connection_limit_reached",
             Self::QueueDeadline | Self::NoEndpoint | Self::Refused | Self::Drained => "destination_unavailable",
             Self::ConnectRefused => "connection_refused",
             Self::ConnectTimeout => "connection_timeout",
@@ -152,8 +165,10 @@ impl Reject {
             Self::NoRoute => "Nothing is served at this host and path.",
             Self::QueueFull => "Too many requests are waiting for this application.",
             Self::ClientShare => "Too many requests of yours are waiting for this application.",
+            Self::Overload => "The application is too busy to answer in time.",
             Self::QueueDeadline => "The application was busy for too long.",
             Self::NoEndpoint => "The application is not running at the moment.",
+            Self::TooManyTunnels => "Too many connections of this kind are open.",
             Self::Refused => "The application could not take the request at the moment.",
             Self::ConnectRefused | Self::UpstreamReset | Self::CutOff => "The application did not answer.",
             Self::Poisoned => "The application failed on this request.",
@@ -164,15 +179,17 @@ impl Reject {
         }
     }
 
-    /// Seconds after which another try makes sense.
-    fn retry_after(self) -> Option<&'static str> {
+    /// Another try makes sense later.
+    pub fn is_for_now(self) -> bool {
         match self {
             Self::QueueFull
             | Self::ClientShare
+            | Self::Overload
             | Self::QueueDeadline
             | Self::NoEndpoint
+            | Self::TooManyTunnels
             | Self::Refused
-            | Self::Drained => Some("1"),
+            | Self::Drained => true,
             Self::BadHost
             | Self::BadTarget
             | Self::BadBody
@@ -187,7 +204,7 @@ impl Reject {
             | Self::BadResponse
             | Self::ResponseTimeout
             | Self::ClientGone
-            | Self::CutOff => None,
+            | Self::CutOff => false,
         }
     }
 
@@ -196,8 +213,9 @@ impl Reject {
         matches!(self, Self::BadBody | Self::BodyTooLarge | Self::BodyTimeout)
     }
 
-    /// Problem JSON (RFC 9457) with `Proxy-Status` (RFC 9209). `request_id` is hexadecimal.
-    pub fn response(self, request_id: &str, version: http::Version) -> Response<Body> {
+    /// Problem JSON (RFC 9457) with `Proxy-Status` (RFC 9209). `request_id` is hexadecimal. `retry_after`: when another
+    /// try makes sense, where it does at all (RFC 9110, section 10.2.3).
+    pub fn response(self, request_id: &str, version: http::Version, retry_after: Duration) -> Response<Body> {
         let status = self.status();
         let title = status.canonical_reason().unwrap_or("Client Closed Request");
         let body = format!(
@@ -215,8 +233,10 @@ impl Reject {
             http::HeaderName::from_static("proxy-status"),
             HeaderValue::try_from(proxy_status).expect("made of field characters above"),
         );
-        if let Some(seconds) = self.retry_after() {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
+        if self.is_for_now() {
+            // whole seconds, rounded up
+            let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
         if self.leaves_body_unread() && version < http::Version::HTTP_2 {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -239,9 +259,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_answer_is_problem_json_with_proxy_status() {
-        let response = Reject::QueueFull.response("00ff", http::Version::HTTP_11);
+        let response = Reject::QueueFull.response("00ff", http::Version::HTTP_11, Duration::from_millis(2001));
         assert_eq!(response.status(), 503);
-        assert_eq!(response.headers()["retry-after"], "1");
+        assert_eq!(response.headers()["retry-after"], "3");
         assert_eq!(response.headers()["proxy-status"], "servery; error=connection_limit_reached");
         let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
         let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
@@ -251,7 +271,15 @@ mod tests {
 
     #[test]
     fn a_body_left_unread_ends_an_http1_connection() {
-        assert_eq!(Reject::BodyTooLarge.response("", http::Version::HTTP_11).headers()["connection"], "close");
-        assert!(!Reject::BodyTooLarge.response("", http::Version::HTTP_2).headers().contains_key("connection"));
+        assert_eq!(
+            Reject::BodyTooLarge.response("", http::Version::HTTP_11, Duration::ZERO).headers()["connection"],
+            "close"
+        );
+        assert!(
+            !Reject::BodyTooLarge
+                .response("", http::Version::HTTP_2, Duration::ZERO)
+                .headers()
+                .contains_key("connection")
+        );
     }
 }

@@ -1,13 +1,10 @@
 //! A worker's response body on its way to the client. Holds the permit and the connection until the last byte: then
-//! the connection goes back to the pool and the permit to the app. Dropped before that, it closes the connection, so
-//! that the worker sees at once that nobody wants the rest.
+//! the connection goes back to the pool and the permit, settled, to the app. Dropped before that, it closes the
+//! connection, so that the worker sees at once that nobody wants the rest; whether its slot is free then only the worker
+//! knows.
 
 use crate::{
-    app::Permit,
-    body::{BodyError, RequestSource},
-    edge::{Edge, REST_TIMED_OUT},
-    patience::Patience,
-    upstream::Connection,
+    app::Permit, body::BodyError, edge::Edge, patience::Patience, source::RequestSource, upstream::Connection,
 };
 use bytes::Bytes;
 use http_body::{Body as _, SizeHint};
@@ -72,9 +69,7 @@ impl Relay {
             let data = match Pin::new(&mut self.incoming).poll_frame(cx) {
                 Poll::Pending => {
                     return self.patience.poll_over(cx).map(|()| {
-                        if let Some(Held { edge, permit, .. }) = self.held.take() {
-                            edge.rest(permit, REST_TIMED_OUT);
-                        }
+                        self.held = None;
                         Some(Err(BodyError::Stalled))
                     });
                 }
@@ -103,9 +98,13 @@ impl Relay {
     }
 
     fn finish(&mut self) {
-        let Some(Held { edge, mut connection, permit, request }) = self.held.take() else { return };
-        let sent = request.is_none_or(|request| request.has_ended());
-        if connection.sender.is_ready() {
+        let Some(Held { edge, mut connection, mut permit, request }) = self.held.take() else { return };
+        let (ready, sent) = (connection.sender.is_ready(), request.is_none_or(|request| request.is_sent()));
+        // After an answer to half a request the worker may have more to do with it.
+        if ready || sent {
+            permit.settle();
+        }
+        if ready {
             edge.pool.put(connection, Instant::now());
         } else if sent && !connection.sender.is_closed() {
             let tracker = edge.tasks.clone();

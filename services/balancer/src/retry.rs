@@ -2,7 +2,9 @@
 //!
 //! Why a budget and not just a number of tries: when everything fails, three tries per request are three times the
 //! load on what is already down. So retries are a share of the requests of the last 10 s, with a floor for quiet
-//! times. A worker's refusal costs nothing: it did no work, and refusals are how drains and races end well.
+//! times. A worker's refusal costs nothing: it did no work, and refusals are how drains and races end well. Nor does what
+//! was lost with its node: whatever load it was, it is a load no more, and a node that falls away takes more requests at
+//! once than a budget would let through.
 //!
 //! A request that has killed two workers would kill the next one too, so it is not sent there.
 
@@ -28,6 +30,9 @@ pub enum Failure {
     Reset,
     /// No response head in time. A request that has used its time has none left for another worker.
     TimedOut,
+    /// Its node is lost while it waits there: the stream broke off, and nobody closed the connection. Only where another
+    /// attempt is safe; nothing of this one will come.
+    Lost,
     /// What came back was no HTTP. Trying elsewhere would only hide it.
     Malformed,
     /// The client's own doing: its body broke, was too large, stopped.
@@ -73,6 +78,7 @@ impl Attempted {
             Failure::Refused if self.refusals < REFUSALS => Verdict::Free,
             // Bounded by the number of kept connections: each was taken out of the pool.
             Failure::Stale => Verdict::Free,
+            Failure::Lost if self.attempts < ATTEMPTS => Verdict::Free,
             Failure::NotConnected if self.attempts < ATTEMPTS => Verdict::Budgeted,
             Failure::Reset if self.idempotent && self.attempts < ATTEMPTS => match self.deaths {
                 _ if self.resets < DEATHS => Verdict::Budgeted,
@@ -84,6 +90,7 @@ impl Attempted {
             | Failure::NotConnected
             | Failure::Reset
             | Failure::TimedOut
+            | Failure::Lost
             | Failure::Malformed
             | Failure::Client => Verdict::GiveUp,
         }
@@ -170,6 +177,13 @@ mod tests {
         assert_eq!(attempted(Failure::Refused).verdict(), Verdict::Free);
         assert_eq!(attempted(Failure::Stale).verdict(), Verdict::Free);
         assert_eq!(attempted(Failure::NotConnected).verdict(), Verdict::Budgeted);
+    }
+
+    #[test]
+    fn what_was_lost_with_its_node_is_tried_again_without_a_budget_but_not_for_ever() {
+        assert_eq!(attempted(Failure::Lost).verdict(), Verdict::Free);
+        let last = Attempted { attempts: ATTEMPTS, idempotent: true, ..attempted(Failure::Lost) };
+        assert_eq!(last.verdict(), Verdict::GiveUp);
     }
 
     #[test]

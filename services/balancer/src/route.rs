@@ -4,7 +4,7 @@
 //! The most specific route wins: an exact host before a wildcard before any host, then the longest prefix, then a
 //! configured route before a declared one. A host whose routes do not fit the path falls back to the next pattern.
 
-use crate::app::App;
+use crate::{app::App, dispatch::Class};
 use std::{
     collections::HashMap,
     fmt,
@@ -132,6 +132,8 @@ pub struct Route {
     pub target: Target,
     /// The app sees the path without the prefix, and the prefix in `X-Forwarded-Prefix`.
     pub strip_prefix: bool,
+    /// How its requests are treated beside those of the app's other routes.
+    pub class: Class,
 }
 
 /// An immutable view of every route.

@@ -83,9 +83,10 @@ fn app_of<'a>(app: &AppView, routes: impl Iterator<Item = &'a Route>) -> Value {
                 "slots": worker.capacity,
                 "grant": worker.grant,
                 "held": endpoint.held,
+                "unsettled": endpoint.unsettled,
+                "ejected": endpoint.ejected,
                 "busy": worker.busy,
-                // Requests are sent to free slots only.
-                "on_deck": 0,
+                "on_deck": worker.on_deck,
                 "served": worker.served,
                 "restarts": worker.restarts,
                 "restarts_by_cause": *worker.restarts_by_cause,
@@ -150,6 +151,7 @@ mod tests {
             prefix: Prefix::parse(prefix).unwrap(),
             target: Target::App(Arc::clone(&app)),
             strip_prefix: false,
+            class: crate::dispatch::Class::default(),
         };
         let routes = [route("", "/shop"), route("*.example.com", "/"), route("a.example.com", "/a")];
         shared.routes.store(Arc::new(Table::new(&[], &routes)));
@@ -168,6 +170,9 @@ mod tests {
             age: Duration::from_millis(61_500),
             memory_bytes: 1 << 40,
             cpu_millicores: 250,
+            orphaned: 0,
+            service: None,
+            on_deck: 0,
             restarts_by_cause: Arc::new([("crash".to_owned(), 1)].into()),
         };
         app.apply(&node, &[worker]);
@@ -185,7 +190,7 @@ mod tests {
         );
         let worker = json!({
             "position": 3, "generation": 7, "address": "10.0.0.7:9000", "pid": 42, "state": "ready", "slots": 8,
-            "grant": 4, "held": 0, "busy": 2, "on_deck": 0, "served": 99, "restarts": 1,
+            "grant": 4, "held": 0, "unsettled": 0, "ejected": false, "busy": 2, "on_deck": 0, "served": 99, "restarts": 1,
             "restarts_by_cause": { "crash": 1 }, "age_s": 61.5, "memory_bytes": 1_u64 << 40, "cpu": 0.25,
         });
         assert_eq!(node["workers"], json!([worker]));

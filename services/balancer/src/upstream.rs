@@ -2,7 +2,8 @@
 //! before or dialled now. A connection serves one request at a time and comes back when its response was read to the
 //! end; anything else closes it. The newest is used first, so that the others can get old and be closed.
 
-use crate::{body::RequestBody, endpoint::Endpoint, reject::Reject};
+use crate::{Shared, endpoint::Endpoint, reject::Reject, source::RequestBody};
+use http::HeaderValue;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use std::{cell::RefCell, collections::HashMap, io, sync::Arc, time::Duration};
@@ -25,6 +26,9 @@ const BUFFER: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct Connection {
     pub(crate) sender: SendRequest<RequestBody>,
+    pub(crate) number: u64,
+    /// The number as every request on it carries it.
+    pub(crate) name: HeaderValue,
     task: JoinHandle<()>,
     endpoint: Arc<Endpoint>,
     /// It has served a request before.
@@ -41,14 +45,14 @@ impl Drop for Connection {
 /// The idle connections of one core.
 #[derive(Debug)]
 pub struct Pool {
-    connect_timeout: Duration,
+    shared: Arc<Shared>,
     /// By the endpoint's place in memory, which stays its own as long as it is in here.
     idle: RefCell<HashMap<*const Endpoint, Vec<Connection>>>,
 }
 
 impl Pool {
-    pub fn new(connect_timeout: Duration) -> Self {
-        Self { connect_timeout, idle: RefCell::default() }
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, idle: RefCell::default() }
     }
 
     /// The connection that became idle last, if one is still open.
@@ -79,7 +83,8 @@ impl Pool {
 
     /// A new connection. Nothing was sent when this fails.
     pub async fn dial(&self, endpoint: &Arc<Endpoint>) -> Result<Connection, Reject> {
-        let dialled = timeout(self.connect_timeout, connect(endpoint)).await.map_err(|_| Reject::ConnectTimeout)?;
+        let dialled =
+            timeout(self.shared.config.connect_timeout, connect(endpoint)).await.map_err(|_| Reject::ConnectTimeout)?;
         let stream = dialled.map_err(|error| {
             tracing::debug!(%error, address = %endpoint.address, "a worker cannot be reached");
             if error.kind() == io::ErrorKind::TimedOut { Reject::ConnectTimeout } else { Reject::ConnectRefused }
@@ -89,10 +94,12 @@ impl Pool {
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(|_| Reject::ConnectRefused)?;
         let task = tokio::task::spawn_local(async move {
             // its errors reach the request, or nobody is concerned
-            drop(connection.await);
+            drop(connection.with_upgrades().await);
         });
         let endpoint = Arc::clone(endpoint);
-        Ok(Connection { sender, task, endpoint, reused: false, idle_since: Instant::now() })
+        let number = self.shared.number_connection();
+        let name = name(number);
+        Ok(Connection { sender, number, name, task, endpoint, reused: false, idle_since: Instant::now() })
     }
 
     /// Closes what is too old, closed by the worker, or belongs to an endpoint that is gone.
@@ -114,6 +121,11 @@ impl Pool {
             self.sweep(Instant::now());
         }
     }
+}
+
+/// 16 lower-case hexadecimal digits.
+fn name(number: u64) -> HeaderValue {
+    HeaderValue::try_from(format!("{number:016x}")).expect("hexadecimal digits are a field value")
 }
 
 async fn connect(endpoint: &Endpoint) -> io::Result<TcpStream> {

@@ -26,7 +26,7 @@ use crate::discovery::Discovery;
 use arc_swap::ArcSwap;
 use files::Files;
 use futures_util::Stream;
-use std::{fmt, io, net::SocketAddr, sync::Arc};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::watch};
 use tonic::transport::Channel;
 
@@ -109,7 +109,18 @@ impl Identity {
     /// It has not necessarily accepted us yet: with TLS 1.3 its refusal is what the first call ends with. The channel
     /// is this one connection and never dials again.
     pub async fn connect(&self, address: SocketAddr, expect: Role) -> Result<(Channel, PeerId), ConnectError> {
-        connect::connect(&self.material(), address, expect).await
+        connect::connect(&self.material(), address, expect, connect::CALM).await
+    }
+
+    /// As [`Self::connect`]; the channel breaks when the other side has not been heard of for twice `pulse`.
+    pub async fn connect_watched(
+        &self,
+        address: SocketAddr,
+        expect: Role,
+        pulse: Duration,
+    ) -> Result<(Channel, PeerId), ConnectError> {
+        let pulse = connect::Pulse { every: pulse, answered: pulse };
+        connect::connect(&self.material(), address, expect, pulse).await
     }
 
     /// Connections whose handshake is done, for `tonic::transport::Server::serve_with_incoming`; never an error, never

@@ -1,4 +1,5 @@
 use super::*;
+use crate::dispatch::Ended;
 use std::collections::HashSet;
 use tokio::time::sleep;
 
@@ -16,7 +17,7 @@ fn worker(position: u32, grant: u32) -> WorkerView {
 
 async fn acquire(app: &Arc<App>, wait: Duration) -> Result<Permit, Reject> {
     let now = Instant::now();
-    app.acquire(std::net::IpAddr::from([192, 0, 2, 1]).into(), &[], false, now, now + wait).await
+    app.acquire(Client::from(std::net::IpAddr::from([192, 0, 2, 1])).into(), &[], false, now, now + wait).await
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -155,7 +156,7 @@ async fn who_has_more_than_its_share_hears_it_when_it_has_to_make_room() {
         let app = Arc::clone(&app);
         tokio::spawn(async move {
             let now = Instant::now();
-            let client = std::net::IpAddr::from([192, 0, 2, host]).into();
+            let client = Client::from(std::net::IpAddr::from([192, 0, 2, host])).into();
             app.acquire(client, &[], false, now, now + SECOND).await.map(|permit| permit.why())
         })
     };
@@ -167,4 +168,67 @@ async fn who_has_more_than_its_share_hears_it_when_it_has_to_make_room() {
     drop(held);
     assert_eq!((first.await.unwrap(), other.await.unwrap()), (Ok(Why::Queued), Ok(Why::Queued)));
     assert_eq!(app.view().in_flight, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_that_may_be_busy_goes_to_the_next_when_its_worker_says_that_it_is_free() {
+    let app = apps(8).obtain("demo");
+    app.apply(&node(), &[worker(0, 1)]);
+    let mut left = acquire(&app, SECOND).await.unwrap();
+    left.begin(7);
+    drop(left);
+    assert_eq!((app.view().in_flight, app.view().unsettled), (0, 1));
+    let mut next = Box::pin(acquire(&app, 10 * SECOND));
+    assert!(futures_util::poll!(&mut next).is_pending());
+    app.settle("node", &[7]);
+    let mut next = next.await.unwrap();
+    next.begin(8);
+    next.settle();
+    drop(next);
+    assert_eq!((app.view().in_flight, app.view().unsettled), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_would_wait_in_vain_is_told_so_and_when_to_come_again() {
+    let app = apps(1000).obtain("demo");
+    app.apply(&node(), &[worker(0, 1)]);
+    for _ in 0..10 {
+        let mut permit = acquire(&app, SECOND).await.unwrap();
+        sleep(SECOND).await;
+        permit.judge(Ended::Answered(SECOND));
+    }
+    let _held = acquire(&app, SECOND).await.unwrap();
+    let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(acquire(&app, 10 * SECOND))).collect();
+    for waits in &mut waiting {
+        assert!(futures_util::poll!(waits).is_pending());
+    }
+    assert_eq!(acquire(&app, 3 * SECOND).await.unwrap_err(), Reject::Overload);
+    assert_eq!(app.retry_after(), 3 * SECOND);
+    let patient = futures_util::poll!(&mut Box::pin(acquire(&app, 5 * SECOND)));
+    assert!(patient.is_pending());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_only_time_brings_about_happens() {
+    let apps = apps(8);
+    let app = apps.obtain("demo");
+    app.apply(&node(), &[worker(0, 1), worker(1, 1)]);
+    let turning = tokio::spawn(async move { apps.keep_turning().await });
+    let (mut bad, good) = (acquire(&app, SECOND).await.unwrap(), acquire(&app, SECOND).await.unwrap());
+    for _ in 0..5 {
+        bad.judge(Ended::Failed);
+        drop(bad);
+        bad = match acquire(&app, SECOND).await {
+            Ok(permit) => permit,
+            Err(reject) => {
+                assert_eq!(reject, Reject::QueueDeadline);
+                break;
+            }
+        };
+    }
+    assert_eq!(app.view().ejections, [1, 0]);
+    let probe = acquire(&app, 10 * SECOND).await.unwrap();
+    assert_eq!(probe.why(), Why::Queued, "it waited until the endpoint was to be tried again");
+    assert_ne!(probe.endpoint().id, good.endpoint().id);
+    turning.abort();
 }

@@ -88,10 +88,30 @@ fn a_route_leads_to_exactly_one_place() {
         ("[[balancer.route]]\napp = \"a\"\nhost = \"a b\"\n", 3, "host"),
         ("[[balancer.route]]\napp = \"a\"\nprefix = \"a\"\n", 3, "prefix"),
         ("[[balancer.route]]\napp = \"a\"\nprefx = \"/a\"\n", 3, "prefx"),
+        ("[[balancer.route]]\napp = \"a\"\npriority = \"urgent\"\n", 3, "priority"),
+        ("[[balancer.route]]\napp = \"a\"\nreserve = -1\n", 3, "reserve"),
+        ("[[balancer.route]]\nredirect = \"/b\"\npriority = \"high\"\n", 2, "redirect"),
+        ("[[balancer.route]]\nredirect = \"/b\"\nreserve = 1\n", 2, "redirect"),
     ] {
         let problem = problem(text);
         assert!(problem.starts_with(&format!("servery.toml:{line}: balancer.route.{key}: ")), "{problem}");
     }
+}
+
+#[test]
+fn routes_of_an_app_have_their_priorities_and_each_its_own_reserve() {
+    let text = "[[balancer.route]]\napp = \"a\"\n\
+        [[balancer.route]]\napp = \"a\"\nprefix = \"/health\"\npriority = \"high\"\nreserve = 2\n\
+        [[balancer.route]]\napp = \"b\"\nprefix = \"/b\"\nreserve = 3\n\
+        [[balancer.route]]\napp = \"a\"\nprefix = \"/batch\"\npriority = \"low\"\nreserve = 1\n";
+    let layers = Layers::from_text("servery.toml", text, [], Vec::new());
+    let mut reader = Reader::new(&layers);
+    let config = Config::read(&mut reader);
+    reader.finish().unwrap();
+    let classes: Vec<_> = config.routes.iter().map(|route| (route.class.priority, route.class.reserve)).collect();
+    let (high, normal, low) = (Priority::High, Priority::Normal, Priority::Low);
+    assert_eq!(classes, [(normal, None), (high, Some(0)), (normal, Some(0)), (low, Some(1))]);
+    assert_eq!(config.reserves(), [("a".to_owned(), vec![2, 1]), ("b".to_owned(), vec![3])].into());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Over real sockets, with clients and workers that speak bytes.
 
-use crate::fixture::{Peer, Plane, Worker, eventually, soon};
+use crate::fixture::{Nobody, Peer, Plane, Worker, eventually, number, soon};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::BoxBody};
 use hyper::{Method, Request, body::Frame};
@@ -31,3 +31,6 @@ mod endings;
 mod messages;
 mod protocols;
 mod queueing;
+mod settling;
+mod slow;
+mod tunnels;

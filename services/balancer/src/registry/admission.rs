@@ -161,6 +161,9 @@ pub(crate) fn workers_of(report: &Report, host: SocketAddr) -> Result<Vec<Worker
                 memory_bytes: worker.memory_bytes,
                 cpu_millicores: worker.cpu_millicores,
                 restarts_by_cause: Arc::new(causes_of(&worker.causes)),
+                orphaned: worker.orphaned,
+                service: (worker.service_us > 0).then(|| Duration::from_micros(worker.service_us.into())),
+                on_deck: worker.on_deck,
             })
         })
         .collect()

@@ -1,59 +1,95 @@
-//! When a node hears how many requests of its app wait. In: the queue's length, looked at by a timer, and the time. Out:
-//! what to say, and when to look again. Pure; the session asks it and sends.
+//! What a node hears of its app's queue. In: the queue's length and what is wanted of the node, looked at by a timer, and
+//! the time. Out: what to say, and when to look again. Pure; the session asks it and sends.
 //!
 //! Nothing of this is paid by a request that finds a free worker. The first one that has to wait wakes the sessions of
-//! its app; they look 50 ms later, so that a queue that is empty again by then is no demand, and then every 50 ms while
-//! anything waits.
+//! its app. How much waits is for those who add workers: they hear of it 50 ms later, so that a queue that is empty again by
+//! then is no demand, and then every 250 ms. What is wanted of a node that other balancers share is asked at once, because
+//! a request waits for it, and every 5 ms while any does.
 
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Between two looks. The most that a beginning or an end of demand is late.
+/// Between two looks at the length. The most that a beginning or an end of demand is late.
 const LOOK: Duration = Duration::from_millis(50);
-/// Between two numbers, neither of them 0.
+/// Between two lengths, neither of them 0.
 const TELL: Duration = Duration::from_millis(250);
+/// Between two looks at what is wanted, ...
+const ASK: Duration = Duration::from_millis(5);
+/// ... and between two equal answers: the wait gets longer.
+const REMIND: Duration = Duration::from_millis(50);
+
+/// What the node is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    /// Requests that wait.
+    pub waiting: u32,
+    /// Permits wanted of this node beyond those granted.
+    pub wanted: u32,
+    /// How long the oldest request has waited.
+    pub head: Duration,
+}
 
 /// One node's knowledge of its app's queue.
 #[derive(Debug, Default)]
-pub(crate) struct Demand {
+pub struct Demand {
     /// What the node was told last; at first it believes that nothing waits.
-    told: u32,
-    told_at: Option<Instant>,
+    told: Said,
+    told_waiting_at: Option<Instant>,
+    told_wanted_at: Option<Instant>,
     /// What it is to be told now.
-    owed: Option<u32>,
+    owed: Option<Said>,
     look_at: Option<Instant>,
+    ask_at: Option<Instant>,
 }
 
 impl Demand {
     /// Something may be waiting: see to it that somebody looks.
-    pub(crate) fn notice(&mut self, waiting: u32, now: Instant) {
-        if waiting > 0 && self.look_at.is_none() {
-            self.look_at = Some(now + LOOK);
+    pub fn notice(&mut self, waiting: u32, now: Instant) {
+        if waiting > 0 {
+            self.look_at.get_or_insert(now + LOOK);
+            self.ask_at.get_or_insert(now);
         }
     }
 
     /// When `look` is due; `None` while nothing waits that the node does not know of.
-    pub(crate) fn look_at(&self) -> Option<Instant> {
-        self.look_at
+    pub fn look_at(&self) -> Option<Instant> {
+        self.look_at.into_iter().chain(self.ask_at).min()
     }
 
-    /// So many wait now.
-    pub(crate) fn look(&mut self, waiting: u32, now: Instant) {
-        let begins_or_ends = (waiting == 0) != (self.told == 0);
-        let due = self.told_at.is_none_or(|at| now.duration_since(at) >= TELL);
-        self.owed = (waiting != self.told && (begins_or_ends || due)).then_some(waiting);
-        self.look_at = (waiting > 0 || self.told > 0).then(|| now + LOOK);
+    /// So many wait now, the first one for as long as `head`, and of this node so many permits are `wanted`; `None`: other
+    /// balancers have none to give.
+    pub fn look(&mut self, waiting: u32, wanted: Option<u32>, head: Duration, now: Instant) {
+        let mut said = Said { head, ..self.owed.unwrap_or(self.told) };
+        if self.look_at.is_some_and(|at| at <= now) {
+            let begins_or_ends = (waiting == 0) != (self.told.waiting == 0);
+            let due = self.told_waiting_at.is_none_or(|at| now.duration_since(at) >= TELL);
+            said.waiting = if begins_or_ends || due { waiting } else { self.told.waiting };
+            self.look_at = (waiting > 0 || self.told.waiting > 0).then(|| now + LOOK);
+        }
+        let mut reminds = false;
+        if self.ask_at.is_some_and(|at| at <= now) {
+            let permits = wanted.unwrap_or_default();
+            reminds = permits > 0 && self.told_wanted_at.is_none_or(|at| now.duration_since(at) >= REMIND);
+            said.wanted = permits;
+            let pause = if wanted.is_some() || self.told.wanted > 0 { ASK } else { LOOK };
+            self.ask_at = (waiting > 0 || permits > 0 || self.told.wanted > 0).then(|| now + pause);
+        }
+        let differs = (said.waiting, said.wanted) != (self.told.waiting, self.told.wanted);
+        self.owed = (differs || reminds).then_some(said);
     }
 
     /// What the node is to be told now.
-    pub(crate) fn owed(&self) -> Option<u32> {
+    pub fn owed(&self) -> Option<Said> {
         self.owed
     }
 
     /// The node was told.
-    pub(crate) fn told(&mut self, waiting: u32, now: Instant) {
-        self.told = waiting;
-        self.told_at = Some(now);
+    pub fn told(&mut self, said: Said, now: Instant) {
+        if said.waiting != self.told.waiting {
+            self.told_waiting_at = Some(now);
+        }
+        self.told_wanted_at = Some(now);
+        self.told = said;
         self.owed = None;
     }
 }
@@ -69,10 +105,10 @@ mod tests {
         if demand.look_at()? > now {
             return None;
         }
-        demand.look(waiting, now);
+        demand.look(waiting, None, Duration::ZERO, now);
         let owed = demand.owed()?;
         demand.told(owed, now);
-        Some(owed)
+        Some(owed.waiting)
     }
 
     /// What is said about a queue that is so long at each of these milliseconds.
@@ -108,12 +144,43 @@ mod tests {
     #[test]
     fn what_could_not_be_said_yet_is_overtaken_by_what_is_true() {
         let (now, mut demand) = (Instant::now(), Demand::default());
-        demand.look(5, now);
-        assert_eq!(demand.owed(), Some(5));
-        demand.look(9, now + LOOK);
-        assert_eq!(demand.owed(), Some(9));
-        demand.look(0, now + 2 * LOOK);
-        assert_eq!(demand.owed(), None, "the node never knew");
+        let owed = |demand: &Demand| demand.owed().map(|said| said.waiting);
+        demand.notice(5, now);
+        demand.look(5, None, LOOK, now + LOOK);
+        assert_eq!(owed(&demand), Some(5));
+        demand.look(9, None, LOOK, now + 2 * LOOK);
+        assert_eq!(owed(&demand), Some(9));
+        demand.look(0, None, Duration::ZERO, now + 3 * LOOK);
+        assert_eq!(owed(&demand), None, "the node never knew");
+    }
+
+    /// Milliseconds, permits and head of what is said when, at each of these milliseconds, so much is wanted.
+    fn asked(wanted: impl Fn(u64) -> u32, until: u64) -> Vec<(u64, u32, u64)> {
+        let (start, mut demand) = (Instant::now(), Demand::default());
+        let mut said = Vec::new();
+        for ms in 0..until {
+            let now = start + Duration::from_millis(ms);
+            demand.notice(wanted(ms), now);
+            if demand.look_at().is_some_and(|at| at <= now) {
+                demand.look(0, Some(wanted(ms)), Duration::from_millis(ms), now);
+            }
+            if let Some(owed) = demand.owed() {
+                demand.told(owed, now);
+                said.push((ms, owed.wanted, u64::try_from(owed.head.as_millis()).unwrap()));
+            }
+        }
+        said
+    }
+
+    #[test]
+    fn what_is_wanted_is_asked_at_once_and_taken_back_soon() {
+        let wanted = |ms| if (100..112).contains(&ms) { 2 } else { 0 };
+        assert_eq!(asked(wanted, 10_000), [(100, 2, 100), (115, 0, 115)]);
+    }
+
+    #[test]
+    fn a_want_that_lasts_is_asked_again_with_its_longer_wait() {
+        assert_eq!(asked(|_| 1, 120), [(0, 1, 0), (50, 1, 50), (100, 1, 100)]);
     }
 
     proptest! {

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     Shared,
     app::App,
+    dispatch::Class,
     endpoint::{Node, WorkerView},
     route::{Route, Table, Target},
 };
@@ -168,6 +169,7 @@ impl Directory {
                 prefix: route.prefix.clone(),
                 target: Target::App(self.shared.apps.obtain(app)),
                 strip_prefix: route.strip_prefix,
+                class: Class::default(),
             })
             .collect();
         self.shared.routes.store(Arc::new(Table::new(&self.configured, &declared)));

@@ -2,16 +2,16 @@
 //! Left, the demand for its app, and at the end the reason. The node is out of rotation in the moment this returns,
 //! however it does.
 //!
-//! Acknowledged(n) says "I hold no more permits than report n grants". It is sent for the newest report as soon as that
-//! is true; a report that was overtaken while it waited is never acknowledged by its own number.
+//! Acknowledged(n) says "I hold no more permits than report n grants", and names the workers for which that is not true
+//! yet, because requests run there. It is sent for the newest report, and again when a named worker is not over any more.
 
 use super::{
     admission::{admit, workers_of},
-    demand::Demand,
+    demand::{Demand, Said},
     directory::{Directory, Lease},
     refusal::Refusal,
 };
-use crate::app::App;
+use crate::{app::App, dispatch};
 use chassis::{
     config::Network,
     identity::{Identity, PeerId, Role},
@@ -19,9 +19,10 @@ use chassis::{
 use futures_util::{Stream, StreamExt as _};
 use proto::{
     PROTOCOL_VERSION,
-    registry::{self, Acknowledged, FromBalancer, FromNode, Left, Welcome, from_balancer, from_node},
+    registry::{self, Acknowledged, FromBalancer, FromNode, Left, Over, Welcome, Yielded, from_balancer, from_node},
 };
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     pin::pin,
     sync::Arc,
@@ -46,6 +47,8 @@ pub(crate) type Outbound = mpsc::Sender<Result<FromBalancer, Status>>;
 pub(crate) struct Terms {
     /// This balancer's.
     pub(crate) identity: Identity,
+    /// The upper half of the numbers of this process's connections to workers.
+    pub(crate) connections: u32,
     /// Where workers may be besides at their node's own address.
     pub(crate) advertised: Vec<Network>,
     pub(crate) directory: Arc<Directory>,
@@ -188,11 +191,19 @@ async fn converse(
     metrics::counter!("servery_balancer_registrations_total", "result" => "accepted").increment(1);
     tracing::info!(instance = lease.instance(), %address, app = lease.app().name(), workers, "registered");
     let lifetime = peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
-    let welcome = Welcome { protocol_version: PROTOCOL_VERSION, instance: terms.identity.instance() };
+    let welcome = Welcome {
+        protocol_version: PROTOCOL_VERSION,
+        instance: terms.identity.instance(),
+        connections: terms.connections,
+        yields: true,
+    };
     let mut session = Session {
         lease,
         host,
         unacknowledged: sequence,
+        acknowledged: Acknowledged::default(),
+        yielded: VecDeque::new(),
+        lacked: false,
         welcome: Some(welcome),
         silence,
         leaving: false,
@@ -209,6 +220,12 @@ struct Session {
     welcome: Option<Welcome>,
     /// The newest report, until it is acknowledged.
     unacknowledged: Option<u64>,
+    /// The last one that was, with the workers that were over their grants then.
+    acknowledged: Acknowledged,
+    /// What is given back since the newest report, and the node does not know yet.
+    yielded: VecDeque<dispatch::Yielded>,
+    /// Other balancers lacked something, as the newest report had it.
+    lacked: bool,
     silence: Duration,
     /// The node said so.
     leaving: bool,
@@ -239,6 +256,9 @@ impl Session {
                 self.demand.notice(length(&app), Instant::now());
             }
             let look_at = self.demand.look_at().filter(|_| !self.leaving);
+            if self.lacked {
+                self.yielded.extend(app.take_yielded(self.lease.instance()));
+            }
             let word = self.word();
             let next = async {
                 sleep_until(heard + PAUSE).await;
@@ -269,7 +289,9 @@ impl Session {
                     Err(_) => return End::Silent(self.silence),
                 },
                 () = sleep_until(look_at.unwrap_or(heard)), if look_at.is_some() => {
-                    self.demand.look(length(&app), Instant::now());
+                    let now = Instant::now();
+                    let (wanted, head) = app.wanted(self.lease.instance(), now);
+                    self.demand.look(length(&app), wanted, head, now);
                 }
                 () = changed, if word.is_none() => {}
                 () = waiting, if look_at.is_none() && !self.leaving => {}
@@ -283,6 +305,17 @@ impl Session {
             Some(from_node::Message::Report(report)) => {
                 let workers = workers_of(&report, self.host)?;
                 self.lease.apply(&workers);
+                // it grants anew what was given back and not said
+                self.yielded.clear();
+                let lack = report.lack.unwrap_or_default();
+                if self.lacked || lack.permits > 0 {
+                    let head = Duration::from_millis(lack.head_ms.into());
+                    self.lease.app().lack(self.lease.instance(), lack.permits, head);
+                }
+                self.lacked = lack.permits > 0;
+                if !report.settled.is_empty() {
+                    self.lease.app().settle(self.lease.instance(), &report.settled);
+                }
                 self.unacknowledged = Some(report.sequence);
             }
             Some(from_node::Message::Leaving(_)) => {
@@ -304,24 +337,40 @@ impl Session {
             return Some(from_balancer::Message::Welcome(welcome.clone()));
         }
         let (app, instance) = (self.lease.app(), self.lease.instance());
-        if let Some(sequence) = self.unacknowledged
-            && app.within_grants(instance)
-        {
-            return Some(from_balancer::Message::Acknowledged(Acknowledged { sequence }));
+        if self.unacknowledged.is_some() || !self.acknowledged.over.is_empty() {
+            let over = app.over(instance).iter().map(said_of).collect();
+            let sequence = self.unacknowledged.unwrap_or(self.acknowledged.sequence);
+            let acknowledged = Acknowledged { sequence, over };
+            if self.unacknowledged.is_some() || acknowledged != self.acknowledged {
+                return Some(from_balancer::Message::Acknowledged(acknowledged));
+            }
+        }
+        if let Some(dispatch::Yielded { position, generation, permits }) = self.yielded.front().copied() {
+            let sequence = self.acknowledged.sequence;
+            return Some(from_balancer::Message::Yielded(Yielded { sequence, position, generation, permits }));
         }
         if self.leaving {
             let done = !self.left && app.in_flight(instance) == 0;
             return done.then_some(from_balancer::Message::Left(Left {}));
         }
-        self.demand.owed().map(|waiting| from_balancer::Message::Demand(registry::Demand { waiting }))
+        let Said { waiting, wanted, head } = self.demand.owed()?;
+        let head_ms = u32::try_from(head.as_millis()).unwrap_or(u32::MAX);
+        Some(from_balancer::Message::Demand(registry::Demand { waiting, wanted, head_ms }))
     }
 
     fn said(&mut self, word: &from_balancer::Message) {
         match word {
             from_balancer::Message::Welcome(_) => self.welcome = None,
-            from_balancer::Message::Acknowledged(_) => self.unacknowledged = None,
+            from_balancer::Message::Acknowledged(acknowledged) => {
+                self.unacknowledged = None;
+                self.acknowledged.clone_from(acknowledged);
+            }
             from_balancer::Message::Left(_) => self.left = true,
-            from_balancer::Message::Demand(demand) => self.demand.told(demand.waiting, Instant::now()),
+            from_balancer::Message::Demand(registry::Demand { waiting, wanted, head_ms }) => {
+                let head = Duration::from_millis((*head_ms).into());
+                self.demand.told(Said { waiting: *waiting, wanted: *wanted, head }, Instant::now());
+            }
+            from_balancer::Message::Yielded(_) => drop(self.yielded.pop_front()),
             from_balancer::Message::DrainRequest(_) => {}
         }
     }
@@ -329,6 +378,10 @@ impl Session {
     fn lost(&self, status: Option<Status>) -> End {
         if self.leaving { End::Left } else { End::Lost(status) }
     }
+}
+
+fn said_of(over: &dispatch::Over) -> Over {
+    Over { position: over.position, generation: over.generation, held: over.held }
 }
 
 fn length(app: &App) -> u32 {

@@ -35,6 +35,7 @@ impl House {
         let shared = Shared::new(config, None, CertificateSet::self_signed().unwrap());
         let stopping = CancellationToken::new();
         let terms = Terms {
+            connections: 0,
             identity: authority.identity(&peer(Role::Balancer, "balancer-1", &[])),
             advertised: Vec::new(),
             directory: Directory::new(Arc::clone(&shared)),

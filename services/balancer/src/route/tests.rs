@@ -7,6 +7,7 @@ fn route(host: &str, prefix: &str, to: &str) -> Route {
         prefix: Prefix::parse(prefix).unwrap(),
         target: Target::Redirect(to.into()),
         strip_prefix: false,
+        class: Class::default(),
     }
 }
 

@@ -17,9 +17,20 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 /// From the first packet to the end of the handshake.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// A peer that was cut off without a word is noticed after the sum of these.
-const PING_EVERY: Duration = Duration::from_secs(2);
-const PING_ANSWERED: Duration = Duration::from_secs(4);
+/// For the first packet to be answered, which needs no process of the other side. A dial that goes on asks ever more
+/// rarely, so it is better begun anew: a peer that is reached again is to be found at once.
+const ANSWERED: Duration = Duration::from_millis(1500);
+
+/// How a peer is noticed that was cut off without a word.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pulse {
+    /// It is asked when it has been silent for so long.
+    pub(super) every: Duration,
+    pub(super) answered: Duration,
+}
+
+/// For whoever can wait.
+pub(super) const CALM: Pulse = Pulse { every: Duration::from_secs(2), answered: Duration::from_secs(4) };
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -50,8 +61,9 @@ pub(super) async fn connect(
     material: &Material,
     address: SocketAddr,
     expect: Role,
+    pulse: Pulse,
 ) -> Result<(Channel, PeerId), ConnectError> {
-    open(address, tls::client_config(material, expect)).await
+    opened(address, tls::client_config(material, expect), pulse).await
 }
 
 /// Connects under `config`, whose verifier decides who may answer.
@@ -59,12 +71,25 @@ pub(super) async fn open(
     address: SocketAddr,
     config: Arc<rustls::ClientConfig>,
 ) -> Result<(Channel, PeerId), ConnectError> {
-    timeout(DEADLINE, dial(address, config)).await.map_err(|_| ConnectError::TimedOut(address))?
+    opened(address, config, CALM).await
 }
 
-async fn dial(address: SocketAddr, config: Arc<rustls::ClientConfig>) -> Result<(Channel, PeerId), ConnectError> {
+async fn opened(
+    address: SocketAddr,
+    config: Arc<rustls::ClientConfig>,
+    pulse: Pulse,
+) -> Result<(Channel, PeerId), ConnectError> {
+    timeout(DEADLINE, dial(address, config, pulse)).await.map_err(|_| ConnectError::TimedOut(address))?
+}
+
+async fn dial(
+    address: SocketAddr,
+    config: Arc<rustls::ClientConfig>,
+    pulse: Pulse,
+) -> Result<(Channel, PeerId), ConnectError> {
     let unreachable = |source| ConnectError::Unreachable { address, source };
-    let tcp = TcpStream::connect(address).await.map_err(unreachable)?;
+    let silent = |_| unreachable(io::ErrorKind::TimedOut.into());
+    let tcp = timeout(ANSWERED, TcpStream::connect(address)).await.map_err(silent)?.map_err(unreachable)?;
     tcp.set_nodelay(true).map_err(unreachable)?;
     let name = ServerName::IpAddress(address.ip().into());
     let tls = TlsConnector::from(config).connect(name, tcp).await.map_err(|error| handshake_error(address, error))?;
@@ -72,7 +97,7 @@ async fn dial(address: SocketAddr, config: Arc<rustls::ClientConfig>) -> Result<
     let peer = leaf.map(PeerId::from_certificate).and_then(Result::ok);
     // The verifier has read the same name a moment ago.
     let peer = peer.ok_or_else(|| unreachable(io::ErrorKind::InvalidData.into()))?;
-    let channel = channel(address, tls).await.map_err(|source| ConnectError::Http { address, source })?;
+    let channel = channel(address, tls, pulse).await.map_err(|source| ConnectError::Http { address, source })?;
     Ok((channel, peer))
 }
 
@@ -85,11 +110,15 @@ fn handshake_error(address: SocketAddr, error: io::Error) -> ConnectError {
     }
 }
 
-async fn channel(address: SocketAddr, tls: TlsStream<TcpStream>) -> Result<Channel, tonic::transport::Error> {
+async fn channel(
+    address: SocketAddr,
+    tls: TlsStream<TcpStream>,
+    pulse: Pulse,
+) -> Result<Channel, tonic::transport::Error> {
     let uri = Uri::builder().scheme("http").authority(address.to_string()).path_and_query("/").build();
     let endpoint = Endpoint::from(uri.expect("an address is an authority"))
-        .http2_keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_ANSWERED)
+        .http2_keep_alive_interval(pulse.every)
+        .keep_alive_timeout(pulse.answered)
         .keep_alive_while_idle(true);
     let once = Arc::new(Mutex::new(Some(tls)));
     let dialled = tower::service_fn(move |_: Uri| {

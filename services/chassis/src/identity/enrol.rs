@@ -142,7 +142,8 @@ pub(super) async fn renew(
 ) -> Result<Material, EnrolError> {
     let old = identity.material();
     let key = Key::make(files)?;
-    let channel = reach(config, discovery, |address| connect::connect(&old, address, Role::CertSidecar)).await?;
+    let channel =
+        reach(config, discovery, |address| connect::connect(&old, address, Role::CertSidecar, connect::CALM)).await?;
     let request = RenewRequest { csr: key.request.clone() };
     let answer = timeout(DEADLINE, client(channel).renew(request)).await.map_err(|_| EnrolError::TimedOut)?;
     let material = key.material(answer.map_err(refused)?.into_inner())?;

@@ -50,16 +50,12 @@ async fn one_worker_that_refuses_for_ever_ends_in_503() {
     assert!(head.contains("retry-after: 1\r\n") && head.contains("destination_unavailable"), "{head}");
 }
 
-/// An address where nobody listens.
-async fn nobody() -> std::net::SocketAddr {
-    Worker::start().await.address
-}
-
 #[tokio::test]
 async fn a_worker_that_is_not_there_is_passed_over() {
     let plane = Plane::start("");
     let worker = Worker::start().await;
-    plane.workers(&[(nobody().await, 1), (nobody().await, 1), (worker.address, 1)]);
+    let (one, two) = (Nobody::new(), Nobody::new());
+    plane.workers(&[(one.address(), 1), (two.address(), 1), (worker.address, 1)]);
     let mut client = plane.client().await;
     let serve = tokio::spawn(async move {
         let mut upstream = worker.accept().await;
@@ -73,7 +69,7 @@ async fn a_worker_that_is_not_there_is_passed_over() {
         assert_eq!(client.response().await.1, "ok");
     }
     soon(serve).await.unwrap();
-    plane.workers(&[(nobody().await, 1)]);
+    plane.workers(&[(one.address(), 1)]);
     let (head, _) = client.get("/").await;
     assert_eq!(status(&head), "502");
     assert!(head.contains("connection_refused"));

@@ -10,7 +10,7 @@ async fn a_worker_gets_one_clean_request_and_the_client_a_clean_answer() {
     client
         .send(
             "POST /a/b?c=d HTTP/1.1\r\nHost: Test.Example:8080\r\nConnection: keep-alive, x-private\r\nX-Private: 1\r\n\
-             Servery-Pass: stolen\r\nX-Forwarded-For: 6.6.6.6\r\nX-Request-Id: forged\r\nUpgrade: websocket\r\n\
+             Servery-Pass: stolen\r\nServery-Connection: 1\r\nX-Forwarded-For: 6.6.6.6\r\nX-Request-Id: forged\r\nUpgrade: websocket\r\n\
              Accept: */*\r\nContent-Length: 3\r\n\r\nabc",
         )
         .await;
@@ -21,6 +21,7 @@ async fn a_worker_gets_one_clean_request_and_the_client_a_clean_answer() {
     let id = lines.iter().position(|line| line.starts_with("x-request-id: ")).unwrap();
     let id = lines.remove(id).strip_prefix("x-request-id: ").unwrap().to_owned();
     assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
+    let number = format!("servery-connection: {:08x}00000000", plane.shared.connections);
     lines.sort_unstable();
     assert_eq!(
         lines,
@@ -29,6 +30,7 @@ async fn a_worker_gets_one_clean_request_and_the_client_a_clean_answer() {
             "content-length: 3",
             "forwarded: for=127.0.0.1;host=\"test.example:8080\";proto=http",
             "host: test.example:8080",
+            number.as_str(),
             "servery-pass: abcd",
             "x-forwarded-for: 127.0.0.1",
             "x-forwarded-host: test.example:8080",
@@ -80,6 +82,32 @@ async fn connections_are_kept_on_both_sides() {
         assert_eq!(client.response().await.1, format!("turn {turn}"));
     }
     worker.expect_nobody().await;
+}
+
+#[tokio::test]
+async fn every_connection_has_a_number_of_its_own_and_every_request_on_it_carries_it() {
+    let plane = Plane::start("");
+    let worker = plane.worker().await;
+    let mut clients = Vec::new();
+    let mut upstreams = Vec::new();
+    for _ in 0..5 {
+        let mut client = plane.client().await;
+        client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        let mut upstream = worker.accept().await;
+        let number = number(&upstream.head().await);
+        assert_eq!(number >> 32, u64::from(plane.shared.connections.get()), "whose it is");
+        assert!(upstreams.iter().all(|(_, other)| *other != number), "{number}");
+        upstreams.push((upstream, number));
+        clients.push(client);
+    }
+    for ((upstream, first), client) in upstreams.iter_mut().zip(&mut clients) {
+        upstream.send(OK).await;
+        client.response().await;
+        client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        // each core uses its newest idle connection, and there is one
+        assert_eq!(number(&upstream.answer("").await), *first);
+        client.response().await;
+    }
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ pub(crate) fn hello(app: &str, prefix: &str, workers: Vec<Worker>) -> Hello {
         routes: vec![Route { host: String::new(), prefix: prefix.to_owned(), strip_prefix: false }],
         pass: vec![7; 32],
         advertise: String::new(),
-        report: Some(Report { sequence: 1, workers }),
+        report: Some(Report { sequence: 1, workers, settled: Vec::new(), lack: None }),
         heartbeat_ms: 1000,
         timeout_ms: 0,
     }

@@ -31,6 +31,7 @@ impl House {
         let config = Config::read(&mut Reader::new(&layers));
         let shared = Shared::new(config, None, CertificateSet::self_signed().unwrap());
         let terms = Terms {
+            connections: 7,
             identity: Authority::new().identity(&peer(Role::Balancer, "balancer-1", &[])),
             advertised: Vec::new(),
             directory: Directory::new(Arc::clone(&shared)),
@@ -88,7 +89,10 @@ impl House {
 /// A permit of `demo`, if one is free just now.
 async fn permit(house: &House) -> Result<Permit, Reject> {
     let now = Instant::now();
-    house.app("demo").acquire(std::net::IpAddr::from([192, 0, 2, 1]).into(), &[], false, now, now).await
+    house
+        .app("demo")
+        .acquire(crate::client::Client::from(std::net::IpAddr::from([192, 0, 2, 1])).into(), &[], false, now, now)
+        .await
 }
 
 struct Node {
@@ -107,7 +111,7 @@ impl Node {
     }
 
     async fn report(&self, sequence: u64, workers: Vec<Worker>) {
-        self.say(from_node::Message::Report(Report { sequence, workers })).await;
+        self.say(from_node::Message::Report(Report { sequence, workers, settled: Vec::new(), lack: None })).await;
     }
 
     async fn hear(&mut self) -> from_balancer::Message {
@@ -121,7 +125,9 @@ impl Node {
             welcome,
             from_balancer::Message::Welcome(Welcome {
                 protocol_version: PROTOCOL_VERSION,
-                instance: "balancer-1".into()
+                instance: "balancer-1".into(),
+                connections: 7,
+                yields: true,
             })
         );
         assert_eq!(self.hear().await, acknowledged(1));
@@ -144,7 +150,7 @@ impl Node {
 }
 
 fn acknowledged(sequence: u64) -> from_balancer::Message {
-    from_balancer::Message::Acknowledged(Acknowledged { sequence })
+    from_balancer::Message::Acknowledged(Acknowledged { sequence, over: Vec::new() })
 }
 
 #[tokio::test(start_paused = true)]
@@ -193,27 +199,36 @@ async fn a_claim_beyond_the_certificate_is_refused_and_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_report_is_acknowledged_as_soon_as_no_more_is_held_than_it_grants() {
+async fn a_report_is_acknowledged_at_once_but_for_the_workers_that_hold_more_than_it_grants() {
     let house = House::new();
-    let mut node = house.node("node-1", vec![worker(0, 1, 9000, 3)]).await;
+    let two = |grant| vec![worker(0, 1, 9000, grant), worker(1, 1, 9001, 0)];
+    let mut node = house.node("node-1", two(3)).await;
     let first = permit(&house).await.unwrap();
     let second = permit(&house).await.unwrap();
-    node.report(2, vec![worker(0, 1, 9000, 1)]).await;
+    node.report(2, two(1)).await;
+    let over = |sequence, held| {
+        let over = vec![Over { position: 0, generation: 1, held }];
+        from_balancer::Message::Acknowledged(Acknowledged { sequence, over })
+    };
+    assert_eq!(node.hear().await, over(2, 2));
     node.hears_nothing().await;
     assert!(permit(&house).await.is_err(), "a permit was given beyond the grant");
+    node.report(3, two(0)).await;
+    assert_eq!(node.hear().await, over(3, 2));
     drop(first);
-    assert_eq!(node.hear().await, acknowledged(2));
+    assert_eq!(node.hear().await, over(3, 1));
     drop(second);
+    assert_eq!(node.hear().await, acknowledged(3));
     node.hears_nothing().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_report_that_was_overtaken_is_not_acknowledged_by_its_own_number() {
+async fn a_worker_that_is_granted_again_what_it_was_asked_for_is_not_over() {
     let house = House::new();
     let mut node = house.node("node-1", vec![worker(0, 1, 9000, 3)]).await;
     let (_first, _second) = (permit(&house).await.unwrap(), permit(&house).await.unwrap());
     node.report(2, vec![worker(0, 1, 9000, 0)]).await;
-    node.hears_nothing().await;
+    assert_ne!(node.hear().await, acknowledged(2));
     node.report(3, vec![worker(0, 1, 9000, 2)]).await;
     assert_eq!(node.hear().await, acknowledged(3));
     node.hears_nothing().await;

@@ -1,0 +1,195 @@
+//! One attempt at one endpoint. In: a permit and a cleaned request. Out: the response head with the connection its body
+//! comes over, or why there is none. It tells the permit when its slot may be busy, when it surely is not, and what the
+//! attempt says of its endpoint. What follows a failure is decided in `retry`.
+
+use crate::{
+    app::Permit,
+    dispatch::Ended,
+    edge::Edge,
+    endpoint::Endpoint,
+    fields,
+    forward::Head,
+    metrics::Outcome,
+    reject::Reject,
+    retry::Failure,
+    source::{RequestBody, RequestSource},
+    upstream::Connection,
+};
+use http::{Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use std::{pin::pin, rc::Rc, sync::Arc, time::Duration};
+use tokio::time::{Instant, timeout, timeout_at};
+
+/// How long an endpoint looks busier than it is: after it could not be reached, ...
+const REST_UNREACHED: Duration = Duration::from_millis(500);
+/// ... after it said that it is leaving, ...
+const REST_LEAVING: Duration = Duration::from_millis(200);
+/// ... after it said that the slot is taken.
+const REST_BUSY: Duration = Duration::from_millis(5);
+/// How often a request that waits at an endpoint looks whether its node is lost. Nothing would tell it: a connection
+/// whose packets are dropped stays open. Looking costs less than being told, which takes a lock per request.
+const GLANCE: Duration = Duration::from_millis(250);
+
+/// Why an attempt has no response.
+pub(crate) struct Failed {
+    pub(crate) failure: Failure,
+    pub(crate) reject: Reject,
+    pub(crate) outcome: Outcome,
+    /// How long its permit stays out.
+    pub(crate) rest: Option<Duration>,
+    /// What that says of the endpoint.
+    ended: Ended,
+    /// The slot is surely not occupied by this request.
+    settled: bool,
+}
+
+/// `begun`: when the permit was there.
+pub(crate) async fn attempt(
+    edge: &Edge,
+    permit: &mut Permit,
+    begun: Instant,
+    head: &Head,
+    body: Option<&Rc<RequestSource>>,
+) -> Result<(Response<Incoming>, Connection), Failed> {
+    let result = exchange(edge, permit, head, body).await;
+    match &result {
+        Ok(_) => permit.judge(Ended::Answered(begun.elapsed())),
+        Err(failed) => {
+            if failed.settled {
+                permit.settle();
+            }
+            permit.judge(failed.ended);
+        }
+    }
+    result
+}
+
+async fn exchange(
+    edge: &Edge,
+    permit: &mut Permit,
+    head: &Head,
+    body: Option<&Rc<RequestSource>>,
+) -> Result<(Response<Incoming>, Connection), Failed> {
+    let endpoint = permit.endpoint();
+    let mut connection = match edge.pool.take(endpoint) {
+        Some(connection) => connection,
+        None => dial(edge, endpoint).await?,
+    };
+    // The one copy of the head that a second attempt would need: the first consumes it.
+    let mut request = Request::new(body.map_or_else(RequestBody::empty, RequestSource::begin));
+    *request.method_mut() = head.method.clone();
+    *request.uri_mut() = head.uri.clone();
+    *request.headers_mut() = head.headers.clone();
+    request.headers_mut().insert(fields::SERVERY_PASS, endpoint.node.pass.clone());
+    request.headers_mut().insert(fields::SERVERY_CONNECTION, connection.name.clone());
+    let limit = endpoint.node.patience(edge.shared.config.response_timeout);
+
+    permit.begin(connection.number);
+    let mut answer = pin!(connection.sender.try_send_request(request));
+    let mut now = Instant::now();
+    let mut due = now + limit;
+    let answer = loop {
+        if let Ok(answer) = timeout_at(due.min(now + GLANCE), &mut answer).await {
+            break answer;
+        }
+        if permit.endpoint().is_lost() && may_be_sent_twice(head, body) {
+            return Err(Failed::lost());
+        }
+        now = Instant::now();
+        if now < due {
+            continue;
+        }
+        // the worker cannot answer what is still on its way; a body that stops has a limit of its own
+        match body.and_then(|body| body.moved()).map(|moved| moved + limit) {
+            Some(later) if later > due => due = later,
+            _ => return Err(Failed::timed_out()),
+        }
+    };
+    let response = answer.map_err(|mut error| {
+        if error.take_message().is_some() {
+            return Failed::stale();
+        }
+        Failed::from_error(&error.into_error(), body.and_then(|body| body.broken()))
+    })?;
+    if response.status() == StatusCode::SERVICE_UNAVAILABLE
+        && let Some(reason) = response.headers().get(fields::SERVERY_REFUSED)
+    {
+        let busy = reason == "busy";
+        return Err(Failed::refused(busy));
+    }
+    // nobody changes to another protocol unasked
+    let agreed = head.upgrade && response.headers().contains_key(header::UPGRADE);
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS && !agreed {
+        return Err(Failed::malformed());
+    }
+    Ok((response, connection))
+}
+
+/// Nothing has been sent, so that a lost node is left whatever the request is.
+async fn dial(edge: &Edge, endpoint: &Arc<Endpoint>) -> Result<Connection, Failed> {
+    let mut dialled = pin!(edge.pool.dial(endpoint));
+    loop {
+        if let Ok(dialled) = timeout(GLANCE, &mut dialled).await {
+            return dialled.map_err(Failed::not_connected);
+        }
+        if endpoint.is_lost() {
+            return Err(Failed { settled: true, ..Failed::lost() });
+        }
+    }
+}
+
+fn may_be_sent_twice(head: &Head, body: Option<&Rc<RequestSource>>) -> bool {
+    head.is_idempotent() && body.is_none_or(|body| body.is_replayable())
+}
+
+impl Failed {
+    /// Something was sent, so the slot may be busy for as long as the worker does not say that it is not.
+    fn unsettled(failure: Failure, reject: Reject, outcome: Outcome) -> Self {
+        Self { failure, reject, outcome, rest: None, ended: Ended::Unjudged, settled: false }
+    }
+
+    fn settled(failure: Failure, reject: Reject, outcome: Outcome) -> Self {
+        Self { settled: true, ..Self::unsettled(failure, reject, outcome) }
+    }
+
+    fn not_connected(reject: Reject) -> Self {
+        let failed = Self::settled(Failure::NotConnected, reject, Outcome::ConnectFailed);
+        Self { rest: Some(REST_UNREACHED), ended: Ended::Failed, ..failed }
+    }
+
+    fn stale() -> Self {
+        Self::settled(Failure::Stale, Reject::UpstreamReset, Outcome::Reset)
+    }
+
+    fn refused(busy: bool) -> Self {
+        let (rest, ended) = if busy { (REST_BUSY, Ended::Busy) } else { (REST_LEAVING, Ended::Unjudged) };
+        let failed = Self::settled(Failure::Refused, Reject::Refused, Outcome::Refused);
+        Self { rest: Some(rest), ended, ..failed }
+    }
+
+    fn timed_out() -> Self {
+        let failed = Self::unsettled(Failure::TimedOut, Reject::ResponseTimeout, Outcome::Timeout);
+        Self { ended: Ended::Failed, ..failed }
+    }
+
+    fn lost() -> Self {
+        Self::unsettled(Failure::Lost, Reject::UpstreamReset, Outcome::Lost)
+    }
+
+    fn malformed() -> Self {
+        Self { ended: Ended::Failed, ..Self::unsettled(Failure::Malformed, Reject::BadResponse, Outcome::Reset) }
+    }
+
+    fn from_error(error: &hyper::Error, broken: Option<Reject>) -> Self {
+        if let Some(reject) = broken {
+            return Self::unsettled(Failure::Client, reject, Outcome::ClientGone);
+        }
+        if error.is_parse() {
+            return Self::malformed();
+        }
+        Self { ended: Ended::Failed, ..Self::unsettled(Failure::Reset, Reject::UpstreamReset, Outcome::Reset) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

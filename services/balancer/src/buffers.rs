@@ -1,0 +1,98 @@
+//! How much one core may keep in memory for clients that are slower than the workers: an equal part of the process's
+//! `buffers`. Whoever keeps something has a share; what is kept counts until its share gives it back. A part that has
+//! come is kept in any case. Nobody asks for more once it is used up: then bodies stream from one side to the other.
+
+use std::{cell::Cell, rc::Rc};
+
+/// How much of one body is kept.
+pub(crate) const PER_BODY: u64 = 1024 * 1024;
+/// What a part costs besides its bytes: a body in parts of one byte is mostly this.
+const PART: u64 = 64;
+
+#[derive(Debug)]
+pub(crate) struct Buffers {
+    size: u64,
+    used: Cell<u64>,
+}
+
+/// What one body keeps.
+#[derive(Debug)]
+pub(crate) struct Share {
+    buffers: Rc<Buffers>,
+    bytes: u64,
+    parts: u64,
+}
+
+impl Buffers {
+    pub(crate) fn new(size: u64) -> Rc<Self> {
+        Rc::new(Self { size, used: Cell::new(0) })
+    }
+
+    pub(crate) fn share(self: &Rc<Self>) -> Share {
+        Share { buffers: Rc::clone(self), bytes: 0, parts: 0 }
+    }
+}
+
+impl Share {
+    /// No more should be kept: this body has its most, or all of them together have.
+    pub(crate) fn is_used_up(&self) -> bool {
+        let whole = self.bytes >= PER_BODY || self.parts * PART >= PER_BODY;
+        whole || self.buffers.used.get() >= self.buffers.size
+    }
+
+    /// Nothing of this body is kept.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.parts == 0
+    }
+
+    pub(crate) fn keep(&mut self, part: &[u8]) {
+        self.set(self.bytes + part.len() as u64, self.parts + 1);
+    }
+
+    pub(crate) fn give_back(&mut self, part: &[u8]) {
+        self.set(self.bytes - part.len() as u64, self.parts - 1);
+    }
+
+    fn set(&mut self, bytes: u64, parts: u64) {
+        let others = self.buffers.used.get() - self.bytes - self.parts * PART;
+        self.buffers.used.set(others + bytes + parts * PART);
+        (self.bytes, self.parts) = (bytes, parts);
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.set(0, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_counts_until_it_is_given_back_or_its_body_is_gone() {
+        let buffers = Buffers::new(10_000);
+        let (mut one, mut two) = (buffers.share(), buffers.share());
+        one.keep(&[0; 6000]);
+        assert!(!one.is_used_up() && !two.is_used_up());
+        two.keep(&[0; 6000]);
+        assert!(one.is_used_up() && two.is_used_up(), "all of it together");
+        two.give_back(&[0; 6000]);
+        assert!(two.is_empty() && !one.is_used_up());
+        drop(one);
+        assert_eq!(buffers.used.get(), 0);
+    }
+
+    #[test]
+    fn one_body_gets_no_more_than_its_most_and_small_parts_cost_more_than_their_bytes() {
+        let buffers = Buffers::new(10 * PER_BODY);
+        let mut share = buffers.share();
+        let parts = (0..PER_BODY).take_while(|_| {
+            let room = !share.is_used_up();
+            share.keep(b"x");
+            room
+        });
+        assert!(parts.count() < 20_000);
+    }
+}

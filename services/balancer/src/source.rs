@@ -1,0 +1,381 @@
+//! A request's body. It is read from the client by whichever attempt is the newest, and kept up to a bound so that
+//! another attempt can begin from its first byte. Where a client's slowness must not hold a slot, it is read before
+//! there is an attempt, up to a larger bound.
+
+use crate::{
+    body::BodyError,
+    buffers::{Buffers, Share},
+    patience::Patience,
+    reject::Reject,
+};
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    future::poll_fn,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// How much of a body is kept for another attempt when it was not read ahead. Kept parts are shared with the
+/// connection's buffer, not copied, and only until the response head is here.
+const REPLAY_BYTES: u64 = 64 * 1024;
+
+/// The limits of request bodies.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyLimits {
+    pub bytes: u64,
+    /// Between two parts.
+    pub stall: Duration,
+}
+
+/// A request's body, shared by the attempts of the request.
+#[derive(Debug)]
+pub struct RequestSource {
+    reading: RefCell<Reading>,
+    limits: BodyLimits,
+    /// `Content-Length`, when there is one.
+    length: Option<u64>,
+    received: Cell<u64>,
+    ended: Cell<bool>,
+    /// When the newest part came.
+    arrived: Cell<Option<Instant>>,
+    /// The next part is wanted, and the client has not sent it.
+    awaited: Cell<bool>,
+    /// The newest attempt has passed all of it on.
+    sent: Cell<bool>,
+    /// Why it can never be completed.
+    broken: Cell<Option<Reject>>,
+    attempt: Cell<u32>,
+}
+
+#[derive(Debug)]
+struct Reading {
+    incoming: Incoming,
+    patience: Patience,
+    kept: Kept,
+}
+
+/// Received parts, in order.
+#[derive(Debug)]
+struct Kept {
+    parts: VecDeque<Bytes>,
+    /// How many of them the newest attempt has passed on.
+    passed: usize,
+    /// They begin with the first byte. Otherwise they are only what the last attempt has yet to pass on.
+    whole: bool,
+    share: Share,
+}
+
+impl Kept {
+    fn push(&mut self, part: Bytes) {
+        self.share.keep(&part);
+        self.parts.push_back(part);
+    }
+
+    /// The next one for the newest attempt.
+    fn next(&mut self) -> Option<Bytes> {
+        if self.whole {
+            let part = self.parts.get(self.passed)?.clone();
+            self.passed += 1;
+            return Some(part);
+        }
+        let part = self.parts.pop_front()?;
+        self.share.give_back(&part);
+        Some(part)
+    }
+
+    /// What was passed on is not needed any more.
+    fn forget(&mut self) {
+        self.whole = false;
+        for part in self.parts.drain(..self.passed) {
+            self.share.give_back(&part);
+        }
+        self.passed = 0;
+    }
+}
+
+impl RequestSource {
+    /// `None` for a request without a body.
+    pub(crate) fn new(
+        incoming: Incoming,
+        limits: BodyLimits,
+        buffers: &Rc<Buffers>,
+    ) -> Result<Option<Rc<Self>>, Reject> {
+        if incoming.is_end_stream() {
+            return Ok(None);
+        }
+        let length = incoming.size_hint().exact();
+        if length.is_some_and(|length| length > limits.bytes) {
+            return Err(Reject::BodyTooLarge);
+        }
+        let kept = Kept { parts: VecDeque::new(), passed: 0, whole: true, share: buffers.share() };
+        Ok(Some(Rc::new(Self {
+            reading: RefCell::new(Reading { incoming, patience: Patience::new(limits.stall), kept }),
+            limits,
+            length,
+            received: Cell::new(0),
+            ended: Cell::new(false),
+            arrived: Cell::new(None),
+            awaited: Cell::new(false),
+            sent: Cell::new(false),
+            broken: Cell::new(None),
+            attempt: Cell::new(0),
+        })))
+    }
+
+    /// Reads before the first attempt: to the body's end, or as much of it as may be kept.
+    pub async fn read_ahead(&self) -> Result<(), Reject> {
+        poll_fn(|cx| {
+            loop {
+                if self.ended.get() || self.reading.borrow().kept.share.is_used_up() {
+                    return Poll::Ready(Ok(()));
+                }
+                match ready!(self.poll_new(cx)) {
+                    Some(Ok(part)) => self.reading.borrow_mut().kept.push(part),
+                    Some(Err(reject)) => return Poll::Ready(Err(reject)),
+                    None => return Poll::Ready(Ok(())),
+                }
+            }
+        })
+        .await
+    }
+
+    /// The whole body once more, for a new attempt; an earlier attempt gets nothing any more.
+    pub fn begin(self: &Rc<Self>) -> RequestBody {
+        self.attempt.set(self.attempt.get() + 1);
+        self.sent.set(false);
+        self.reading.borrow_mut().kept.passed = 0;
+        RequestBody(Some(Reader { source: Rc::clone(self), attempt: self.attempt.get(), passed: 0 }))
+    }
+
+    /// Nothing of what was received has been thrown away.
+    pub fn is_replayable(&self) -> bool {
+        self.broken.get().is_none() && self.reading.borrow().kept.whole
+    }
+
+    /// There will be no other attempt.
+    pub fn forget_kept(&self) {
+        self.reading.borrow_mut().kept.forget();
+    }
+
+    /// Bytes received from the client.
+    pub fn received(&self) -> u64 {
+        self.received.get()
+    }
+
+    /// When it last was the client's turn to send: now, while a part of the body is awaited.
+    pub fn moved(&self) -> Option<Instant> {
+        if self.awaited.get() { Some(Instant::now()) } else { self.arrived.get() }
+    }
+
+    /// The newest attempt has sent it to its end.
+    pub fn is_sent(&self) -> bool {
+        self.sent.get()
+    }
+
+    pub fn broken(&self) -> Option<Reject> {
+        self.broken.get()
+    }
+
+    /// The next part for the newest attempt.
+    fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Reject>>> {
+        if let Some(part) = self.reading.borrow_mut().kept.next() {
+            return Poll::Ready(Some(Ok(part)));
+        }
+        let polled = ready!(self.poll_new(cx));
+        if let Some(Ok(part)) = &polled {
+            let kept = &mut self.reading.borrow_mut().kept;
+            if self.received.get() > REPLAY_BYTES {
+                kept.forget();
+            } else if kept.whole {
+                kept.push(part.clone());
+                kept.passed += 1;
+            }
+        }
+        Poll::Ready(polled)
+    }
+
+    /// The next part that nobody has seen yet.
+    fn poll_new(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Reject>>> {
+        let mut reading = self.reading.borrow_mut();
+        let Reading { incoming, patience, .. } = &mut *reading;
+        let broken = |reject| {
+            self.broken.set(Some(reject));
+            Poll::Ready(Some(Err(reject)))
+        };
+        if let Some(reject) = self.broken.get() {
+            return broken(reject);
+        }
+        loop {
+            let data = match Pin::new(&mut *incoming).poll_frame(cx) {
+                Poll::Pending if patience.poll_over(cx).is_ready() => return broken(Reject::BodyTimeout),
+                Poll::Pending => {
+                    self.awaited.set(true);
+                    return Poll::Pending;
+                }
+                Poll::Ready(None) => {
+                    self.awaited.set(false);
+                    self.ended.set(true);
+                    return Poll::Ready(None);
+                }
+                Poll::Ready(Some(Err(_))) => return broken(Reject::BadBody),
+                Poll::Ready(Some(Ok(frame))) => frame.into_data(),
+            };
+            patience.moved();
+            self.awaited.set(false);
+            self.arrived.set(Some(Instant::now()));
+            // trailers are not forwarded
+            let Ok(data) = data else { continue };
+            let received = self.received.get() + data.len() as u64;
+            self.received.set(received);
+            if received > self.limits.bytes {
+                return broken(Reject::BodyTooLarge);
+            }
+            if incoming.is_end_stream() {
+                self.ended.set(true);
+            }
+            return Poll::Ready(Some(Ok(data)));
+        }
+    }
+}
+
+/// A request's body as one attempt sends it.
+#[derive(Debug)]
+pub struct RequestBody(Option<Reader>);
+
+#[derive(Debug)]
+struct Reader {
+    source: Rc<RequestSource>,
+    attempt: u32,
+    passed: u64,
+}
+
+impl RequestBody {
+    pub fn empty() -> Self {
+        Self(None)
+    }
+}
+
+impl Reader {
+    fn has_passed_all(&self) -> bool {
+        self.source.ended.get() && self.passed == self.source.received.get()
+    }
+}
+
+impl HttpBody for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(reader) = &mut self.0 else { return Poll::Ready(None) };
+        let source = &reader.source;
+        if reader.attempt != source.attempt.get() {
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
+        }
+        let polled = ready!(source.poll_next(cx)).transpose().map_err(BodyError::Request)?;
+        reader.passed += polled.as_ref().map_or(0, |data| data.len() as u64);
+        reader.source.sent.set(reader.has_passed_all());
+        Poll::Ready(polled.map(|data| Ok(Frame::data(data))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(Reader::has_passed_all)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let length =
+            self.0.as_ref().map_or(Some(0), |reader| reader.source.length.map(|length| length - reader.passed));
+        length.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt as _;
+    use hyper::{Request, Response, server::conn::http1, service::service_fn};
+    use hyper_util::rt::TokioIo;
+    use std::convert::Infallible;
+    use tokio::io::AsyncWriteExt as _;
+
+    const STALL: Duration = Duration::from_secs(10);
+
+    /// Does this with a request's body of that many bytes, which comes as a client sends it.
+    async fn with_body(bytes: &[u8], test: impl AsyncFn(Rc<RequestSource>)) {
+        let (mut client, server) = tokio::io::duplex(16 * 1024);
+        let service = service_fn(async |request: Request<Incoming>| {
+            let limits = BodyLimits { bytes: u64::MAX, stall: STALL };
+            let source = RequestSource::new(request.into_body(), limits, &Buffers::new(u64::MAX)).unwrap();
+            test(source.expect("it has a body")).await;
+            Ok::<_, Infallible>(Response::new(String::new()))
+        });
+        let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(server), service);
+        let sending = async {
+            let head = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", bytes.len());
+            client.write_all(head.as_bytes()).await.unwrap();
+            client.write_all(bytes).await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            ended = connection => ended.unwrap(),
+            () = sending => {}
+        }
+    }
+
+    fn numbers(length: usize) -> Vec<u8> {
+        (0..length).map(|at| u8::try_from(at % 251).unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn what_was_read_ahead_is_passed_on_to_its_end_when_the_answer_comes_early() {
+        let bytes = numbers(100_000);
+        with_body(&bytes, async |source| {
+            source.read_ahead().await.unwrap();
+            assert_eq!(source.received(), 100_000);
+            let mut body = source.begin();
+            let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            assert!(first.len() < bytes.len() && source.is_replayable());
+            source.forget_kept();
+            assert!(!source.is_replayable() && !source.is_sent());
+            let rest = body.collect().await.unwrap().to_bytes();
+            assert!([first, rest].concat() == bytes);
+            assert!(source.is_sent());
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn only_the_newest_attempt_gets_the_body_and_gets_all_of_it() {
+        let bytes = numbers(50_000);
+        with_body(&bytes, async |source| {
+            let mut first = source.begin();
+            first.frame().await.unwrap().unwrap();
+            first.frame().await.unwrap().unwrap();
+            let second = source.begin();
+            assert!(matches!(first.frame().await, Some(Err(BodyError::Superseded))));
+            assert!(second.collect().await.unwrap().to_bytes() == bytes);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_body_that_was_not_read_ahead_is_kept_up_to_a_bound() {
+        let bytes = numbers(100_000);
+        with_body(&bytes, async |source| {
+            let mut body = source.begin();
+            let mut passed = Vec::new();
+            while let Some(frame) = body.frame().await {
+                passed.extend_from_slice(&frame.unwrap().into_data().unwrap());
+                assert_eq!(source.is_replayable(), passed.len() as u64 <= REPLAY_BYTES);
+            }
+            assert!(passed == bytes);
+        })
+        .await;
+    }
+}
