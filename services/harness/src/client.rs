@@ -29,7 +29,7 @@ use tokio_rustls::TlsConnector;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::tls;
+use crate::{Raw, tls};
 
 /// A connection idle for longer is dropped instead of used; well under any server's idle limit.
 const IDLE_LIMIT: Duration = Duration::from_secs(2);
@@ -245,6 +245,11 @@ impl Client {
         })
         .await
         .unwrap_or_else(|_| bail!("no answer within {:?}", self.limit))
+    }
+
+    /// A TLS connection of its own that says whatever it is told.
+    pub async fn raw(&self) -> anyhow::Result<Raw> {
+        Ok(Raw::over(self.tls_over(TcpStream::connect(self.address).await?).await?))
     }
 
     fn new(address: SocketAddr, authority: &str, protocol: Protocol, tls: Option<Arc<ClientConfig>>) -> Self {

@@ -51,6 +51,7 @@ pub struct Plan {
     balancer_lines: String,
     node_lines: String,
     tables: String,
+    plain: bool,
     alone: bool,
 }
 
@@ -67,6 +68,7 @@ impl Plan {
             balancer_lines: String::new(),
             node_lines: String::new(),
             tables: String::new(),
+            plain: false,
             alone: false,
         }
     }
@@ -122,6 +124,13 @@ impl Plan {
     pub fn with_tables(mut self, tables: &str) -> Self {
         self.tables.push_str(tables);
         self.tables.push('\n');
+        self
+    }
+
+    /// Balancers serve everything over plain HTTP: where a measurement is not to be of TLS.
+    #[must_use]
+    pub fn plain(mut self) -> Self {
+        self.plain = true;
         self
     }
 
@@ -294,7 +303,8 @@ impl Cluster {
                 writeln!(text, "[cert_sidecar]\nlisten = \"{listen}\"\nadmin = \"{admin}\"\n{}", plan.sidecar_lines)
             }
             Role::Balancer => {
-                let (http, https, control) = (member.http(), member.https(), member.control());
+                let https = if plan.plain { "off".to_owned() } else { member.https().to_string() };
+                let (http, control) = (member.http(), member.control());
                 writeln!(
                     text,
                     "[balancer]\nhttp = \"{http}\"\nhttps = \"{https}\"\ncontrol = \"{control}\"\nadmin = \"{admin}\"\n{}",

@@ -244,7 +244,7 @@ pub fn hello(app: &str, prefix: &str, port: u16) -> Hello {
         routes: vec![Route { host: String::new(), prefix: prefix.to_owned(), strip_prefix: false }],
         pass: vec![7; 32],
         advertise: String::new(),
-        report: Some(Report { sequence: 1, workers: vec![worker] }),
+        report: Some(Report { sequence: 1, workers: vec![worker], settled: Vec::new(), lack: None }),
         heartbeat_ms: 5_000,
         timeout_ms: 0,
     }

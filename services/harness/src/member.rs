@@ -156,6 +156,11 @@ impl Member {
         Arc::new(client.within(PATIENCE))
     }
 
+    /// A client of its plain HTTP listener.
+    pub fn plain_client(&self, protocol: Protocol) -> Arc<Client> {
+        Arc::new(Client::plain(self.http(), protocol).within(PATIENCE))
+    }
+
     /// Starts it; does not wait until it serves.
     pub fn start(&mut self) {
         assert!(self.process.is_none(), "{} runs already", self.name);

@@ -31,6 +31,10 @@ impl Raw {
         Ok(Self { stream: Box::new(stream), received: Vec::new() })
     }
 
+    pub(crate) fn over(stream: impl AsyncRead + AsyncWrite + Debug + Send + Unpin + 'static) -> Self {
+        Self { stream: Box::new(stream), received: Vec::new() }
+    }
+
     pub async fn dial_unix(path: &Path) -> anyhow::Result<Self> {
         let stream = limited(async { Ok(UnixStream::connect(path).await?) }).await?;
         Ok(Self { stream: Box::new(stream), received: Vec::new() })

@@ -509,3 +509,46 @@ async fn a_program_of_the_users_own_serves_as_worker() {
     let environment = std::fs::read(format!("/proc/{}/environ", who["pid"])).unwrap();
     assert!(String::from_utf8_lossy(&environment).contains("MINE=yes"), "{who}");
 }
+
+#[tokio::test]
+async fn a_websocket_goes_through_and_leaves_the_one_slot_to_others() {
+    let cluster = Plan::new(SERVERY).workers(1).with(Role::AppServer, "capacity = 1").start().await;
+    let balancer = &cluster.balancers[0];
+    let client = balancer.client(Protocol::Http1);
+    let mut socket = client.raw().await.unwrap();
+    socket
+        .send(
+            "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        )
+        .await
+        .unwrap();
+    let head = socket.until("\r\n\r\n").await.unwrap().to_lowercase();
+    assert!(head.starts_with("http/1.1 101"), "{head}");
+    // the answer to this key, as RFC 6455 section 1.3 gives it
+    assert!(head.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="), "{head}");
+    let tunnels = async || balancer.metrics().await.unwrap().sum("servery_balancer_tunnels", &[("app", "demo")]);
+    assert!((tunnels().await - 1.0).abs() < f64::EPSILON);
+    for word in ["one", "two", "six"] {
+        // a text frame whose mask is zero
+        let mut frame = vec![0x81, 0x80 | 3, 0, 0, 0, 0];
+        frame.extend_from_slice(word.as_bytes());
+        socket.send(frame).await.unwrap();
+        socket.until(word).await.unwrap();
+        assert_eq!(client.get("/hello").await.unwrap().status, 200, "the slot is free");
+    }
+    drop(socket);
+    eventually("the end of the tunnel", SOON, async || {
+        let open = tunnels().await;
+        anyhow::ensure!(open < 0.5, "{open} tunnels");
+        Ok(())
+    })
+    .await;
+    let of_it = |line: &Value| line["path"] == "/ws" && line["status"] == 101 && line["bytes_in"] == 27;
+    eventually("its line in the access log", SOON, async || {
+        let log = balancer.access_log();
+        anyhow::ensure!(log.iter().any(of_it), "{log:?}");
+        Ok(())
+    })
+    .await;
+}

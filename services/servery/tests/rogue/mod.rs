@@ -5,13 +5,14 @@
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 use std::{env, hint, process, thread};
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::Path as Segment;
+use axum::http::StatusCode;
 use axum::routing::{any, get};
 use rustix::process::{
     PidfdFlags, PidfdGetfdFlags, Signal, getpid, kill_process, pidfd_getfd, pidfd_open, set_parent_process_death_signal,
@@ -23,6 +24,9 @@ use tempfile::TempDir;
 pub(crate) const LEAK: usize = 10 << 20;
 
 static CONTROL_IS_CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Requests to `/alone` in this process now.
+static TOGETHER: AtomicU32 = AtomicU32::new(0);
 
 /// Not a test but what the worker processes run: does nothing unless an app-server has started it.
 #[test]
@@ -50,6 +54,8 @@ fn park() -> ! {
 fn router() -> Router {
     app_server::demo::router()
         .route("/nap/{ms}", any(nap))
+        .route("/alone/{ms}", any(alone))
+        .route("/block/{ms}", any(block))
         .route("/take", any(take))
         .route("/leak", get(leak))
         .route("/spin", any(spin))
@@ -62,6 +68,27 @@ fn router() -> Router {
 /// Sleeps, and tells in which process.
 async fn nap(Segment(ms): Segment<u64>) -> String {
     tokio::time::sleep(Duration::from_millis(ms)).await;
+    process::id().to_string()
+}
+
+/// Sleeps, and says so when somebody else is here too.
+async fn alone(Segment(ms): Segment<u64>, placement: Placement) -> (StatusCode, String) {
+    struct Here;
+    impl Drop for Here {
+        fn drop(&mut self) {
+            TOGETHER.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    let others = TOGETHER.fetch_add(1, Ordering::SeqCst);
+    let _here = Here;
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+    let status = if others == 0 { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
+    (status, format!("{others} others at worker {} of {}", placement.position, placement.node))
+}
+
+/// What cannot be cancelled: goes on when its client has left, and nothing else runs in this process meanwhile.
+async fn block(Segment(ms): Segment<u64>) -> String {
+    thread::sleep(Duration::from_millis(ms));
     process::id().to_string()
 }
 
