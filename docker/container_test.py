@@ -10,159 +10,25 @@ cluster that is running, and removes what it made (the image `servery` and the b
 """
 
 import contextlib
-import http.client
 import io
 import json
 import os
 import re
-import socket
-import ssl
 import subprocess
 import sys
 import tarfile
 import time
-import urllib.error
-import urllib.request
-import zlib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-PROJECT = f"servery-test-{zlib.crc32(str(ROOT).encode()):08x}"
-IMAGE = "servery"
-BINARY = "/usr/local/bin/servery"
-SHELL_IMAGE = "rust:1.95-slim-bookworm"  # the one that the Dockerfile builds on, for what needs a shell
+from cluster import (
+    BINARY, ENVIRONMENT, HTTP, HTTPS, IMAGE, PROJECT, PROMETHEUS, ROLES, ROOT, SHELL_IMAGE, Failed, Load,
+    answered_by, command, compose, containers, cut_off, docker, eventually, expect, generations, get, inspect,
+    registered, targets_up, trusting_the_root,
+)  # fmt: skip
+
 MAX_IMAGE_BYTES = 40_000_000
-ROLES = {"balancer": 1, "app": 3, "cert-sidecar": 1}  # service -> containers, as compose.yaml starts them
 # What is proved is that nothing fails; how fast it is on a machine that builds and tests at the same time says little.
 LOAD = {"RATE": "60", "DURATION": "75s", "VUS": "200", "P99_MS": "5000"}
-
-
-class Failed(Exception):
-    """A check did not hold."""
-
-
-def expect(holds, message):
-    if not holds:
-        raise Failed(message)
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
-        return [s.getsockname()[1] for s in sockets]
-
-
-HTTP, HTTPS, ADMIN, PROMETHEUS = free_ports(4)
-ENVIRONMENT = {
-    **os.environ,
-    "COMPOSE_PROJECT_NAME": PROJECT,
-    "HTTP_PORT": str(HTTP),
-    "HTTPS_PORT": str(HTTPS),
-    "ADMIN_PORT": str(ADMIN),
-    "PROMETHEUS_PORT": str(PROMETHEUS),
-}
-
-
-def command(*words, limit=120, **options):
-    return subprocess.run(
-        words, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit, **options
-    )
-
-
-def docker(*words, **options):
-    done = command("docker", *words, **options)
-    said = (done.stdout + done.stderr)[-6000:]
-    expect(done.returncode == 0, f"docker {' '.join(words)}: exit {done.returncode}\n{said}")
-    return done.stdout
-
-
-def compose(*words, **options):
-    return docker("compose", *words, **options)
-
-
-def containers(service):
-    """The running ones; by label, because what `docker compose ps` lists differs between versions."""
-    labels = [f"label=com.docker.compose.project={PROJECT}", f"label=com.docker.compose.service={service}"]
-    return docker("ps", "-q", *(word for label in labels for word in ("--filter", label))).split()
-
-
-def inspect(*ids):
-    return json.loads(docker("inspect", *ids)) if ids else []
-
-
-def eventually(check, limit=30):
-    """What `check` returns once it no longer fails; its last failure when `limit` seconds are over."""
-    end = time.monotonic() + limit
-    while True:
-        try:
-            return check()
-        except (Failed, OSError, KeyError, ValueError) as failure:
-            if time.monotonic() > end:
-                raise Failed(f"after {limit} s: {failure}") from failure
-            time.sleep(0.2)
-
-
-class NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_):
-        return None
-
-
-def get(url, context=None, timeout=10):
-    """Status, headers and body; an error status is an answer like any other."""
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}), NoRedirect, urllib.request.HTTPSHandler(context=context)
-    )
-    try:
-        with opener.open(url, timeout=timeout) as answer:
-            return answer.status, answer.headers, answer.read()
-    except urllib.error.HTTPError as answer:
-        return answer.code, answer.headers, answer.read()
-
-
-def trusting_the_root():
-    """TLS settings that believe the cluster's own root and nothing else."""
-    root = docker("exec", containers("cert-sidecar")[0], BINARY, "certs", "root")
-    return ssl.create_default_context(cadata=root)
-
-
-def answered_by(context, requests=300):
-    """Which workers of which nodes answer: {node: {worker, ...}}."""
-    seen = {}
-    connection = http.client.HTTPSConnection("localhost", HTTPS, context=context, timeout=10)
-    with contextlib.closing(connection):
-        for _ in range(requests):
-            connection.request("GET", "/whoami")
-            answer = connection.getresponse()
-            body = answer.read()
-            expect(answer.status == 200, f"/whoami answers {answer.status}: {body[:300]}")
-            who = json.loads(body)
-            seen.setdefault(who["node"], set()).add(who["worker"])
-    return seen
-
-
-def registered(count):
-    """The balancer knows exactly so many nodes, all of them ready."""
-    _, _, body = get(f"http://127.0.0.1:{ADMIN}/status")
-    states = [node["state"] for app in json.loads(body)["apps"] for node in app["nodes"]]
-    expect(states == ["ready"] * count, f"nodes: {states}, wanted {count} ready")
-
-
-def generations(wanted):
-    """The balancer knows exactly these workers, all of them ready."""
-    _, _, body = get(f"http://127.0.0.1:{ADMIN}/status")
-    workers = [worker for app in json.loads(body)["apps"] for node in app["nodes"] for worker in node["workers"]]
-    found = [worker["generation"] for worker in workers if worker["state"] == "ready"]
-    expect(len(workers) == len(found) and found == wanted, f"generations {found} of {len(workers)} workers")
-
-
-def targets_up(wanted):
-    """Prometheus scrapes exactly so many targets of each job, all of them up."""
-    _, _, body = get(f"http://127.0.0.1:{PROMETHEUS}/api/v1/targets?state=active")
-    found = {}
-    for target in json.loads(body)["data"]["activeTargets"]:
-        found.setdefault(target["labels"]["job"], []).append(target["health"])
-    for job, count in wanted.items():
-        expect(found.get(job) == ["up"] * count, f"job {job}: {found.get(job)}, wanted {count} up")
 
 
 # --- the checks, in order; each one finds the cluster as the one before left it ---
@@ -334,6 +200,29 @@ def a_restarted_balancer_has_its_nodes_back():
     expect(len(seen) == 3, f"of 3 nodes only {sorted(seen)} answer")
 
 
+def nothing_idempotent_fails_while_packets_are_dropped():
+    """A node that is cut off is out of rotation after two heartbeats (2 s), and back when packets flow again."""
+    context = trusting_the_root()
+    with Load(context, "/sleep/20") as load:
+        eventually(lambda: expect(load.answers > 50, "the load has not begun"))
+        container = containers("app")[0]
+        with cut_off(container):
+            begun = time.monotonic()
+            eventually(lambda: registered(2), 10)
+            out = time.monotonic() - begun
+            answers = load.answers
+            eventually(lambda: expect(load.answers > answers + 100, "the others do not answer"))
+        healed = time.monotonic()
+        eventually(lambda: registered(3), 30)
+        back = time.monotonic() - healed
+        answers = load.answers
+        eventually(lambda: expect(load.answers > answers + 50, "nothing is answered any more"))
+    print(f"    out of rotation after {out:.2f} s, back {back:.2f} s after the packets; {load.answers} answers, slowest {load.slowest:.2f} s")
+    expect(out < 4, f"out of rotation only after {out:.2f} s")
+    expect(not load.failures, f"{len(load.failures)} failed: {load.failures[:3]}")
+    expect(len(answered_by(context)) == 3, "the node that was cut off answers nothing")
+
+
 @contextlib.contextmanager
 def alone(*options, image=IMAGE, words=()):
     """A container with an app-server that serves by itself, as its first process."""
@@ -422,6 +311,7 @@ CHECKS = [
     nothing_fails_while_the_cluster_changes,
     a_new_node_enrols_with_the_restarted_sidecar,
     a_restarted_balancer_has_its_nodes_back,
+    nothing_idempotent_fails_while_packets_are_dropped,
     a_quota_decides_how_many_workers_there_are,
     the_first_process_reaps_what_workers_leave_behind,
     stopped_containers_have_ended_well,
