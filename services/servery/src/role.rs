@@ -82,8 +82,13 @@ pub(crate) fn run(role: cli::Role, given: &ArgMatches) -> ExitCode {
 }
 
 fn live(role: cli::Role, sections: Sections) -> anyhow::Result<()> {
-    let telemetry = telemetry::init(role.id());
     let Sections { shared, balancer, app_server, cert_sidecar } = sections;
+    let admin = match role {
+        cli::Role::Balancer => &balancer.admin,
+        cli::Role::App => &app_server.admin,
+        cli::Role::CertSidecar => &cert_sidecar.admin,
+    };
+    let telemetry = telemetry::init(role.id(), !admin.is_off());
     cli::runtime()?.block_on(async {
         // Caught before anybody can learn that this process is ready and stop it again.
         let interrupts = if role == cli::Role::App { Interrupt::Stops } else { Interrupt::Drains };
