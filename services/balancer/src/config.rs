@@ -137,6 +137,11 @@ impl Config {
         reserves
     }
 
+    /// An equal part of what slow clients' bodies may take, in bytes.
+    pub fn buffers_per_core(&self) -> u64 {
+        self.buffers.as_u64() / self.threads.max(1) as u64
+    }
+
     fn refuse_listeners(&self, reader: &mut Reader<'_>) {
         if self.http.is_off() && self.https.is_off() {
             reader.refuse("balancer.https", "http and https are both off: nothing would be served");

@@ -177,7 +177,7 @@ impl Control {
         let mut tasks = JoinSet::new();
         let (waiting, registrations) = (Arc::clone(&shared), directory.registrations());
         tasks.spawn(async move {
-            let (first_start, hold) = (waiting.settled.load(Ordering::Relaxed), waiting.config.start_hold);
+            let (first_start, hold) = (waiting.settled.load(Ordering::Relaxed), waiting.config.load().start_hold);
             readiness::settled(first_start, hold, registrations).await;
             waiting.settled.store(true, Ordering::Relaxed);
             drop(settled);
@@ -190,7 +190,6 @@ impl Control {
         let terms = Terms {
             connections: shared.connections.get(),
             identity: identity.clone(),
-            advertised: shared.config.advertised_networks.clone(),
             directory: Arc::clone(&directory),
             stopping,
         };

@@ -78,9 +78,9 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 /// What the control plane writes and the data plane reads.
 #[derive(Debug)]
 pub struct Shared {
-    pub config: Config,
-    /// What a redirect to HTTPS names: `public_https_port`, or the port that `https` was bound to. `None`: HTTPS is
-    /// off, and the routes are served over plain HTTP.
+    /// Swapped whole. What a connection or a request has taken out of it, it keeps.
+    pub config: ArcSwap<Config>,
+    /// The port that `https` was bound to. `None`: HTTPS is off, and the routes are served over plain HTTP.
     pub https_port: Option<u16>,
     pub routes: ArcSwap<route::Table>,
     pub certificates: ArcSwap<tls::CertificateSet>,
@@ -105,7 +105,7 @@ impl Shared {
         };
         let reserves = config.reserves();
         let shared = Self {
-            config,
+            config: ArcSwap::from_pointee(config),
             https_port,
             routes: ArcSwap::default(),
             certificates: ArcSwap::from_pointee(certificates),
@@ -127,7 +127,8 @@ impl Shared {
 
     /// The routes of the configuration. Their apps are known from now on: requests wait for their first node.
     fn configured(&self) -> Vec<Route> {
-        let routes = self.config.routes.iter().map(|route| Route {
+        let config = self.config.load();
+        let routes = config.routes.iter().map(|route| Route {
             host: route.host.clone(),
             prefix: route.prefix.clone(),
             target: match &route.target {
@@ -162,7 +163,7 @@ impl Listeners {
         } else {
             Some(bind_one(&config.admin, "balancer.admin", "metrics, health and status")?)
         };
-        Ok(Self { cores, https_port: bound.map(|port| config.public_https_port.unwrap_or(port)), control, admin })
+        Ok(Self { cores, https_port: bound, control, admin })
     }
 }
 

@@ -104,7 +104,7 @@ pub(crate) fn spawn_cores_logging_to(
     lifecycle: &Lifecycle,
 ) -> Result<Cores, StartError> {
     let acceptor = TlsAcceptor::from(tls::server_config(shared)?);
-    let slots = Arc::new(Semaphore::new(shared.config.max_connections));
+    let slots = Arc::new(Semaphore::new(shared.config.load().max_connections));
     let (sink, writer) = spawn_writer(log)?;
     let mut threads = Vec::with_capacity(sockets.len());
     for (number, sockets) in sockets.into_iter().enumerate() {
@@ -160,12 +160,12 @@ impl Core {
         let redirect_to = self.shared.https_port;
         let plain =
             self.sockets.http.map(|socket| Listener::new(socket, Server::new(&edge, "http", redirect_to), None));
-        let tls = (self.acceptor, self.shared.config.handshake_timeout);
+        let tls = self.acceptor;
         let secure =
             self.sockets.https.map(|socket| Listener::new(socket, Server::new(&edge, "https", None), Some(tls)));
         let (plain, secure) = (plain.transpose()?, secure.transpose()?);
         let serve = async |listener: Option<Listener>| match listener {
-            Some(listener) => listener.run(&self.slots, &self.lifecycle, self.shared.config.drain).await,
+            Some(listener) => listener.run(&self.slots, &self.lifecycle).await,
             None => self.lifecycle.reached(Phase::Draining).await,
         };
         tokio::join!(serve(plain), serve(secure));
@@ -192,17 +192,17 @@ struct Listener {
     socket: TcpListener,
     server: Rc<Server>,
     gauges: Rc<ConnectionGauges>,
-    tls: Option<(TlsAcceptor, Duration)>,
+    tls: Option<TlsAcceptor>,
 }
 
 impl Listener {
-    fn new(socket: net::TcpListener, server: Server, tls: Option<(TlsAcceptor, Duration)>) -> io::Result<Self> {
+    fn new(socket: net::TcpListener, server: Server, tls: Option<TlsAcceptor>) -> io::Result<Self> {
         let name = if tls.is_some() { "https" } else { "http" };
         let gauges = Rc::new(ConnectionGauges::new(name));
         Ok(Self { socket: TcpListener::from_std(socket)?, server: Rc::new(server), gauges, tls })
     }
 
-    async fn run(self, slots: &Arc<Semaphore>, lifecycle: &Lifecycle, drain: Duration) {
+    async fn run(self, slots: &Arc<Semaphore>, lifecycle: &Lifecycle) {
         let draining = CancellationToken::new();
         let mut connections = JoinSet::new();
         let accepting = async {
@@ -228,6 +228,7 @@ impl Listener {
             () = accepting => {}
         }
         draining.cancel();
+        let drain = self.server.edge.shared.config.load().drain;
         // what the kernel has accepted already would be reset when the socket closes
         for _ in 0..LAST_ACCEPTS {
             let Some(Ok((stream, peer))) = futures_util::FutureExt::now_or_never(self.socket.accept()) else { break };
@@ -263,11 +264,12 @@ impl Listener {
                 tracing::debug!(%peer, %error, "a client left at once");
                 return;
             }
-            let Some((acceptor, limit)) = tls else {
+            let Some(acceptor) = tls else {
                 let _open = Counted::new(&gauges.open);
                 server.serve(stream, peer, Protocol::Http1, &draining).await;
                 return;
             };
+            let limit = server.edge.shared.config.load().handshake_timeout;
             let shaking = Counted::new(&gauges.handshake);
             let result = timeout(limit, acceptor.accept(stream)).await;
             drop(shaking);

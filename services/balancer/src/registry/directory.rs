@@ -15,6 +15,7 @@ use crate::{
     endpoint::{Node, WorkerView},
     route::{Route, Table, Target},
 };
+use chassis::config::Network;
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -74,6 +75,11 @@ impl Directory {
     pub(crate) fn new(shared: Arc<Shared>) -> Arc<Self> {
         let configured = shared.configured();
         Arc::new(Self { shared, configured, inner: Mutex::default(), registrations: watch::Sender::new(0) })
+    }
+
+    /// Where workers may be besides at their node's own address, as of now.
+    pub(crate) fn advertised_networks(&self) -> Vec<Network> {
+        self.shared.config.load().advertised_networks.clone()
     }
 
     /// A place for one more stream of this instance.
