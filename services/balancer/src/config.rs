@@ -2,6 +2,7 @@
 //! reported at its line. It binds nothing and asks no other machine.
 
 use crate::{
+    app::Limits,
     dispatch::{Class, Priority},
     route::{HostPattern, Prefix},
 };
@@ -126,12 +127,23 @@ impl Config {
         config
     }
 
+    /// Bounds of every app's queue.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            queue_length: self.queue_length,
+            client_share: self.queue_client_share,
+            queue_deadline: self.queue_deadline,
+        }
+    }
+
     /// The reserves of each app that has some, as the routes' classes count them.
     pub fn reserves(&self) -> BTreeMap<String, Vec<u32>> {
         let mut reserves: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-        for route in self.routes.iter().filter(|route| route.class.reserve.is_some()) {
-            if let RouteTarget::App(app) = &route.target {
-                reserves.entry(app.clone()).or_default().push(route.reserve);
+        for route in &self.routes {
+            if let (RouteTarget::App(app), Some(number)) = (&route.target, route.class.reserve) {
+                let sizes = reserves.entry(app.clone()).or_default();
+                sizes.resize(sizes.len().max(number + 1), 0);
+                sizes[number] = route.reserve;
             }
         }
         reserves
@@ -326,6 +338,8 @@ fn is_redirect_target(to: &str) -> bool {
     let path = to.starts_with('/') && !to.starts_with("//");
     (absolute || path) && !to.contains(['?', '#'])
 }
+
+mod newer;
 
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ use crate::{
     certificates::{self, Disk, Follower, Shelf, Standing},
     metrics, readiness,
     registry::{self, Directory, Terms},
+    reload::{Reloader, Reread},
     status,
 };
 use chassis::{
@@ -110,6 +111,17 @@ impl Control {
             identity: Arc::default(),
             standing,
             latches,
+        }
+    }
+
+    /// Who puts newer configurations in force. `common` and `reread` as in [`crate::run`].
+    pub(crate) fn reloader(&self, common: config::Shared, reread: Reread, lifecycle: &Lifecycle) -> Reloader {
+        Reloader {
+            shared: Arc::clone(&self.shared),
+            directory: Arc::clone(&self.directory),
+            common,
+            reread,
+            lifecycle: lifecycle.clone(),
         }
     }
 
