@@ -12,6 +12,7 @@ use chassis::{
 };
 use std::{
     collections::{BTreeMap, HashSet},
+    path::PathBuf,
     thread,
     time::Duration,
 };
@@ -69,6 +70,15 @@ pub struct Config {
     /// Cores that serve the public listeners.
     pub threads: usize,
     pub routes: Vec<RouteConfig>,
+    /// The operator's own, read and watched.
+    pub certificates: Vec<CertificateFiles>,
+}
+
+/// One `[[balancer.certificate]]`: files in PEM, the leaf first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    pub cert: PathBuf,
+    pub key: PathBuf,
 }
 
 /// One `[[balancer.route]]`.
@@ -121,6 +131,7 @@ impl Config {
             cache_certificates: reader.read("balancer.cache_certificates", false),
             threads: reader.read("balancer.threads", thread::available_parallelism().map_or(1, Into::into)),
             routes: read_routes(reader),
+            certificates: read_certificates(reader),
         };
         config.refuse_listeners(reader);
         config.refuse_limits(reader);
@@ -245,6 +256,34 @@ fn read_routes(reader: &mut Reader<'_>) -> Vec<RouteConfig> {
         Some(route)
     });
     routes.into_iter().flatten().collect()
+}
+
+fn read_certificates(reader: &mut Reader<'_>) -> Vec<CertificateFiles> {
+    let mut seen = HashSet::new();
+    let certificates = reader.tables("balancer.certificate", |table| {
+        let mut path = |key: &str| {
+            let path = table.optional::<PathBuf>(key);
+            match &path {
+                Some(path) if !path.is_absolute() => {
+                    table.refuse(
+                        key,
+                        "expected the whole path, such as \"/etc/letsencrypt/live/example.org/fullchain.pem\"",
+                    );
+                }
+                // a wrong one has been reported
+                None if !table.has(key) => table.refuse(key, "is missing: a certificate is two files, cert and key"),
+                Some(_) | None => {}
+            }
+            path
+        };
+        let (cert, key) = (path("cert"), path("key"));
+        let files = CertificateFiles { cert: cert?, key: key? };
+        if !seen.insert(files.cert.clone()) {
+            table.refuse("cert", "clashes: an earlier certificate has the same file");
+        }
+        Some(files)
+    });
+    certificates.into_iter().flatten().collect()
 }
 
 /// `None` if something is wrong with it, which the table knows by then.

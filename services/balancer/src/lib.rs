@@ -52,6 +52,7 @@ pub use config::Config;
 use anyhow::Context as _;
 use app::Apps;
 use arc_swap::ArcSwap;
+use certificates::{Offers, OwnFiles};
 use chassis::{
     admin,
     discovery::Discovery,
@@ -67,7 +68,7 @@ use route::{Route, Target};
 use std::{
     num::NonZeroU32,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -89,6 +90,8 @@ pub struct Shared {
     pub https_port: Option<u16>,
     pub routes: ArcSwap<route::Table>,
     pub certificates: ArcSwap<tls::CertificateSet>,
+    /// What `certificates` is made of.
+    offers: Mutex<Offers>,
     pub apps: Arc<Apps>,
     /// One for each client connection that may be open.
     pub slots: Arc<Semaphore>,
@@ -112,6 +115,7 @@ impl Shared {
             https_port,
             routes: ArcSwap::default(),
             certificates: ArcSwap::from_pointee(certificates),
+            offers: Mutex::default(),
             apps: Apps::with_reserves(limits, reserves),
             slots,
             connections: rand::random(),
@@ -225,11 +229,21 @@ pub async fn run(
     let Listeners { cores, https_port, control: listener, admin } = Listeners::bind(&config)?;
     let discovery = Discovery::new(&common.nameservers)?;
     let kept = Kept::read(&common, config.cache_certificates);
-    let certificates = kept.shelf.set().map_or_else(tls::CertificateSet::self_signed, Ok)?;
-    let shared = Shared::new(config, https_port, certificates);
+    let own = Arc::new(OwnFiles::default());
+    let opened = own.open(&config.certificates).map_err(|errors| {
+        for error in &errors {
+            tracing::error!("balancer.certificate: {error}");
+        }
+        anyhow::anyhow!("{} of the configured certificates cannot be used", errors.len())
+    })?;
+    let shared = Shared::new(config, https_port, tls::CertificateSet::self_signed()?);
+    let (watched, pushed) = (own.watch(opened), kept.shelf.entries());
+    if !watched.is_empty() || !pushed.is_empty() {
+        shared.offer(|offers| *offers = Offers { own: watched, pushed });
+    }
 
     let control = Control::new(Arc::clone(&shared), common.clone(), discovery, kept);
-    let reloader = control.reloader(common, reread, &lifecycle);
+    let reloader = control.reloader(common, reread, Arc::clone(&own), &lifecycle);
     let stopping = control.stopping.clone();
     // Ends with this function, whichever way it ends.
     let mut tasks = JoinSet::new();
@@ -237,6 +251,7 @@ pub async fn run(
         tasks.spawn(admin::serve(listener, control.admin(telemetry, &lifecycle)));
     }
     tasks.spawn(reloader.obey(commands));
+    tasks.spawn(certificates::keep_looking(Arc::clone(&shared), own));
     let mut control_plane = JoinSet::new();
     control_plane.spawn(control.run(listener));
     let apps = Arc::clone(&shared.apps);

@@ -2,7 +2,12 @@
 //! new snapshot for what comes from now on, or every mistake in the log and the old one in force. It touches no open
 //! connection, no queue, no permit, and binds nothing: what only a start can change is kept, and named.
 
-use crate::{Config, Shared, registry::Directory};
+use crate::{
+    Config, Shared,
+    certificates::{OwnFiles, files::FileError},
+    registry::Directory,
+    tls,
+};
 use chassis::{
     config::{self, Problems},
     lifecycle::{Command, Commands, Lifecycle, Phase},
@@ -20,6 +25,7 @@ pub(crate) struct Reloader {
     /// What the process was started with.
     pub(crate) common: config::Shared,
     pub(crate) reread: Reread,
+    pub(crate) own: Arc<OwnFiles>,
     pub(crate) lifecycle: Lifecycle,
 }
 
@@ -51,12 +57,20 @@ impl Reloader {
 
     /// Whether the file was good.
     async fn reload(&self) -> bool {
-        let reread = Arc::clone(&self.reread);
-        let read = tokio::task::spawn_blocking(move || reread()).await;
-        let (config, common) = match read {
+        let (reread, own) = (Arc::clone(&self.reread), Arc::clone(&self.own));
+        let read = tokio::task::spawn_blocking(move || {
+            let all = |problems: Problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>();
+            let (config, common) = reread().map_err(all)?;
+            let opened = own.open(&config.certificates);
+            let all = |errors: Vec<FileError>| {
+                errors.iter().map(|e| format!("balancer.certificate: {e}")).collect::<Vec<_>>()
+            };
+            Ok::<_, Vec<String>>((config, common, opened.map_err(all)?))
+        });
+        let (config, common, opened) = match read.await {
             Ok(Ok(sections)) => sections,
             Ok(Err(problems)) => {
-                for problem in problems.iter() {
+                for problem in problems {
                     tracing::error!("{problem}");
                 }
                 tracing::error!("SIGHUP: the configuration has these mistakes; the old one stays in force");
@@ -67,12 +81,21 @@ impl Reloader {
                 return refused();
             }
         };
+        self.serve_with(self.own.watch(opened));
         for key in self.put_in_force(config).into_iter().chain(differences(&common, &self.common)) {
             tracing::warn!(key, "SIGHUP: this cannot change while the process runs; it waits for the next start");
         }
         counter!("servery_balancer_config_reloads_total", "result" => "ok").increment(1);
         tracing::info!("SIGHUP: the configuration was read again and is in force");
         true
+    }
+
+    /// Where there were none and are none, nothing is said of what is served.
+    fn serve_with(&self, own: Vec<tls::Entry>) {
+        let had_some = self.shared.certificates.load().entries().iter().any(|entry| entry.from_file);
+        if had_some || !own.is_empty() {
+            self.shared.offer(|offers| offers.own = own);
+        }
     }
 
     /// Limits first, then the snapshot, then the routes that lead to it: a request between two of these sees the new

@@ -48,6 +48,7 @@ fn house(text: &str) -> House {
         shared,
         common,
         reread: Arc::new(reread),
+        own: Arc::default(),
         lifecycle: Lifecycle::new(),
     };
     House { reloader, file, reads }
