@@ -107,7 +107,8 @@ async fn exchange(
     };
     let response = answer.map_err(|mut error| {
         if error.take_message().is_some() {
-            return Failed::stale();
+            // of fresh connections that are closed at once there would be no end
+            return if connection.reused { Failed::stale() } else { Failed::not_connected(Reject::UpstreamReset) };
         }
         Failed::from_error(&error.into_error(), body.and_then(|body| body.broken()))
     })?;
@@ -116,6 +117,11 @@ async fn exchange(
     {
         let busy = reason == "busy";
         return Err(Failed::refused(busy));
+    }
+    // RFC 9112, section 6.3: one of the two is a lie, and the next reader might believe the other one
+    let headers = response.headers();
+    if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
+        return Err(Failed::malformed());
     }
     // nobody changes to another protocol unasked
     let agreed = head.upgrade && response.headers().contains_key(header::UPGRADE);
