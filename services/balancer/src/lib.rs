@@ -1,8 +1,8 @@
 //! The balancer: terminates TLS, routes, holds the one queue of each app, picks a worker, forwards. In reading order:
 //! `listener`, `tls`, `http` (with `host`, `fields`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
-//! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `relay`, `ahead`, `buffers`, `body`, `tunnel`), `retry`, `reject`,
+//! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `origin`, `relay`, `ahead`, `buffers`, `body`, `tunnel`), `retry`, `reject`,
 //! `accesslog` (with `record`), `metrics`
-//! are the data plane, one runtime per core with its `edge`; `registry`, `certificates`, `readiness`,
+//! are the data plane, one runtime per core with its `edge`; `registry`, `fixed`, `certificates`, `readiness`,
 //! `status` are the control plane, on the process's first runtime. The two meet in [`Shared`] only.
 
 pub mod accesslog;
@@ -22,6 +22,7 @@ pub mod edge;
 pub mod endpoint;
 pub mod fallen;
 pub mod fields;
+mod fixed;
 #[cfg(test)]
 mod fixture;
 pub mod forward;
@@ -30,6 +31,7 @@ pub mod http;
 pub mod levels;
 pub mod listener;
 pub mod metrics;
+pub mod origin;
 pub mod patience;
 pub mod queue;
 mod readiness;
@@ -60,6 +62,7 @@ use chassis::{
 };
 use config::RouteTarget;
 use control::{Control, Kept};
+use fixed::Groups;
 use listener::Sockets;
 use route::{Route, Target};
 use std::{
@@ -133,6 +136,7 @@ impl Shared {
             prefix: route.prefix.clone(),
             target: match &route.target {
                 RouteTarget::App(app) => Target::App(self.apps.obtain(app)),
+                RouteTarget::Upstream(upstream) => Target::App(self.apps.obtain(&upstream.name)),
                 RouteTarget::Redirect(to) => Target::Redirect(to.as_str().into()),
             },
             strip_prefix: route.strip_prefix,
@@ -203,6 +207,8 @@ pub async fn run(
     let kept = Kept::read(&common, config.cache_certificates);
     let certificates = kept.shelf.set().map_or_else(tls::CertificateSet::self_signed, Ok)?;
     let shared = Shared::new(config, https_port, certificates);
+    let upstreams = Groups::new(Arc::clone(&shared.apps), discovery.clone());
+    upstreams.configure(&shared.config.load().routes).context("an upstream's certificate could never be verified")?;
     ::metrics::gauge!("servery_balancer_config_version").set(1.0);
 
     let control = Control::new(Arc::clone(&shared), common, discovery, kept);

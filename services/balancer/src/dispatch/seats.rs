@@ -132,9 +132,10 @@ impl Seats {
         }
     }
 
-    /// Ejects who is much slower than the median of all.
+    /// Ejects who is much slower than the median of all. Servers of fixed upstreams may be as different as they like: how
+    /// much each gets was said by who weighted them.
     fn compare(&mut self, now: Instant) {
-        let open = |seat: &&Seat| seat.open;
+        let open = |seat: &&Seat| seat.open && seat.endpoint.node.reports();
         let typical: Vec<(u32, f64)> = (0..)
             .zip(&self.seats)
             .filter_map(|(index, seat)| Some((index, seat.as_ref().filter(open)?.health.typical()?)))

@@ -1,0 +1,96 @@
+//! Fixed upstreams: servers that the configuration names, and that do not register. In: the configured routes. Out: for each
+//! upstream an app whose nodes are the addresses that its servers have just now, so that queue, permits, retries, ejection
+//! and metrics are the same as for app-servers. One task per upstream resolves its names again and again and asks its
+//! servers whether they are well. It never stands in a request's way: what it knows is in the app.
+
+mod check;
+mod group;
+mod members;
+mod standing;
+mod trust;
+
+pub(crate) use trust::TrustError;
+
+use crate::{
+    app::Apps,
+    config::{RouteConfig, RouteTarget, UpstreamConfig},
+};
+use chassis::discovery::Discovery;
+use group::Group;
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio_util::task::AbortOnDropHandle;
+use trust::Trust;
+
+/// Every fixed upstream of the configuration. They end with it.
+#[derive(Debug)]
+pub(crate) struct Groups {
+    apps: Arc<Apps>,
+    discovery: Discovery,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// By name.
+    running: BTreeMap<String, Running>,
+    /// Of every upstream that there has been, as its app is for ever: held by the task whose addresses the app has. Two of
+    /// them could not be told apart.
+    turns: BTreeMap<String, Arc<Turn>>,
+}
+
+type Turn = tokio::sync::Mutex<()>;
+
+/// One upstream's task. When it ends, by itself or because this is dropped, its addresses take nothing new.
+#[derive(Debug)]
+struct Running {
+    settings: Arc<UpstreamConfig>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Groups {
+    pub(crate) fn new(apps: Arc<Apps>, discovery: Discovery) -> Self {
+        Self { apps, discovery, inner: Mutex::default() }
+    }
+
+    /// From now on there are the upstreams of these routes and no others. What stays the same is not touched; what is gone
+    /// finishes what it has. Starts tasks, so that it needs a runtime.
+    ///
+    /// # Errors
+    /// Where the certificates that an `https` upstream is to be verified by cannot be had. Then nothing has changed.
+    pub(crate) fn configure(&self, routes: &[RouteConfig]) -> Result<(), TrustError> {
+        let mut wanted = BTreeMap::new();
+        let mut trusts: BTreeMap<Option<PathBuf>, Trust> = BTreeMap::new();
+        for route in routes {
+            let RouteTarget::Upstream(settings) = &route.target else { continue };
+            if settings.servers.iter().any(|server| server.secure) && !trusts.contains_key(&settings.ca) {
+                trusts.insert(settings.ca.clone(), Trust::read(settings.ca.as_deref())?);
+            }
+            wanted.insert(settings.name.clone(), Arc::clone(settings));
+        }
+        // Every change is a move of plain data; nothing in between can panic.
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let Inner { running, turns } = &mut *inner;
+        running.retain(|name, group| wanted.get(name).is_some_and(|settings| *settings == group.settings));
+        for (name, settings) in wanted {
+            if running.contains_key(&name) {
+                continue;
+            }
+            let app = self.apps.obtain(&name);
+            let group = Group::new(app, &settings, trusts.get(&settings.ca), self.discovery.clone());
+            let turn = Arc::clone(turns.entry(name.clone()).or_default());
+            let task = tokio::spawn(async move {
+                let _turn = turn.lock_owned().await;
+                group.run().await;
+            });
+            running.insert(name, Running { settings, _task: AbortOnDropHandle::new(task) });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
