@@ -1,6 +1,6 @@
 //! The balancer's view of one worker, and of the node it belongs to. Plain data: who may use it is decided in `dispatch`.
 
-use crate::{fields, origin::Origin};
+use crate::{fields, foreign::Foreign};
 use http::{HeaderMap, HeaderValue};
 use std::{
     collections::BTreeMap,
@@ -39,16 +39,16 @@ pub enum Server {
     /// sensitive so that nothing prints it.
     App { pass: HeaderValue },
     /// Any HTTP server that the configuration names. It knows nothing of us and tells us nothing.
-    Origin(Arc<Origin>),
+    Foreign(Arc<Foreign>),
 }
 
 impl Server {
-    /// The very same one: a restarted app-server has a new pass, and an origin whose settings changed is another.
+    /// The very same one: a restarted app-server has a new pass, and a foreign one whose settings changed is another.
     fn is(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::App { pass }, Self::App { pass: other }) => pass == other,
-            (Self::Origin(origin), Self::Origin(other)) => Arc::ptr_eq(origin, other),
-            (Self::App { .. }, Self::Origin(_)) | (Self::Origin(_), Self::App { .. }) => false,
+            (Self::Foreign(foreign), Self::Foreign(other)) => Arc::ptr_eq(foreign, other),
+            (Self::App { .. }, Self::Foreign(_)) | (Self::Foreign(_), Self::App { .. }) => false,
         }
     }
 }
@@ -77,7 +77,7 @@ impl Node {
     pub fn keeps(&self) -> Duration {
         match &self.server {
             Server::App { .. } => KEPT,
-            Server::Origin(origin) => origin.keepalive,
+            Server::Foreign(foreign) => foreign.keepalive,
         }
     }
 
@@ -88,7 +88,7 @@ impl Node {
                 headers.insert(fields::SERVERY_PASS, pass.clone());
                 headers.insert(fields::SERVERY_CONNECTION, connection.clone());
             }
-            Server::Origin(origin) => origin.sign(headers),
+            Server::Foreign(foreign) => foreign.sign(headers),
         }
     }
 

@@ -69,7 +69,7 @@ mod tests {
     use super::*;
     use crate::{
         endpoint::{EndpointId, Node, Server, WorkerView},
-        origin::Origin,
+        foreign::Foreign,
     };
     use tokio::time::Instant;
 
@@ -110,9 +110,9 @@ mod tests {
 
     #[test]
     fn whose_node_tells_nothing_is_not_counted() {
-        let origin = Origin { security: None, host: None, keepalive: Duration::ZERO };
+        let foreign = Foreign { security: None, host: None, keepalive: Duration::ZERO };
         let address = ([127, 0, 0, 1], 1).into();
-        let server = Server::Origin(Arc::new(origin));
+        let server = Server::Foreign(Arc::new(foreign));
         let node = Arc::new(Node { instance: "127.0.0.1:1".to_owned(), address, server, timeout: None });
         let id = EndpointId { number: 1, seat: 0 };
         let endpoint = Arc::new(Endpoint::new(id, &node, &WorkerView::ready(0, address, 1)));

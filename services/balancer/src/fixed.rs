@@ -44,6 +44,33 @@ struct Inner {
 
 type Turn = tokio::sync::Mutex<()>;
 
+/// The upstreams of a configuration, with everything that they need.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// By name.
+    upstreams: BTreeMap<String, Arc<UpstreamConfig>>,
+    /// By the file that they come from.
+    trusts: BTreeMap<Option<PathBuf>, Trust>,
+}
+
+impl Wanted {
+    /// Reads the files that the routes name, and may block on them.
+    ///
+    /// # Errors
+    /// Where the certificates that an `https` upstream is to be verified by cannot be had.
+    pub(crate) fn read(routes: &[RouteConfig]) -> Result<Self, TrustError> {
+        let (mut upstreams, mut trusts) = (BTreeMap::new(), BTreeMap::new());
+        for route in routes {
+            let RouteTarget::Upstream(settings) = &route.target else { continue };
+            if settings.servers.iter().any(|server| server.secure) && !trusts.contains_key(&settings.ca) {
+                trusts.insert(settings.ca.clone(), Trust::read(settings.ca.as_deref())?);
+            }
+            upstreams.insert(settings.name.clone(), Arc::clone(settings));
+        }
+        Ok(Self { upstreams, trusts })
+    }
+}
+
 /// One upstream's task. When it ends, by itself or because this is dropped, its addresses take nothing new.
 #[derive(Debug)]
 struct Running {
@@ -56,21 +83,10 @@ impl Groups {
         Self { apps, discovery, inner: Mutex::default() }
     }
 
-    /// From now on there are the upstreams of these routes and no others. What stays the same is not touched; what is gone
-    /// finishes what it has. Starts tasks, so that it needs a runtime.
-    ///
-    /// # Errors
-    /// Where the certificates that an `https` upstream is to be verified by cannot be had. Then nothing has changed.
-    pub(crate) fn configure(&self, routes: &[RouteConfig]) -> Result<(), TrustError> {
-        let mut wanted = BTreeMap::new();
-        let mut trusts: BTreeMap<Option<PathBuf>, Trust> = BTreeMap::new();
-        for route in routes {
-            let RouteTarget::Upstream(settings) = &route.target else { continue };
-            if settings.servers.iter().any(|server| server.secure) && !trusts.contains_key(&settings.ca) {
-                trusts.insert(settings.ca.clone(), Trust::read(settings.ca.as_deref())?);
-            }
-            wanted.insert(settings.name.clone(), Arc::clone(settings));
-        }
+    /// From now on there are these upstreams and no others. What stays the same is not touched; what is gone finishes what
+    /// it has. Starts tasks, so that it needs a runtime.
+    pub(crate) fn follow(&self, wanted: Wanted) {
+        let Wanted { upstreams: wanted, trusts } = wanted;
         // Every change is a move of plain data; nothing in between can panic.
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let Inner { running, turns } = &mut *inner;
@@ -88,7 +104,6 @@ impl Groups {
             });
             running.insert(name, Running { settings, _task: AbortOnDropHandle::new(task) });
         }
-        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The balancer: terminates TLS, routes, holds the one queue of each app, picks a worker, forwards. In reading order:
 //! `listener`, `tls`, `http` (with `host`, `fields`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
-//! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `origin`, `relay`, `ahead`, `buffers`, `body`, `tunnel`), `retry`, `reject`,
+//! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `foreign`, `relay`, `ahead`, `buffers`, `body`, `tunnel`), `retry`, `reject`,
 //! `accesslog` (with `record`), `metrics`
 //! are the data plane, one runtime per core with its `edge`; `registry`, `fixed`, `certificates`, `readiness`,
 //! `status` are the control plane, on the process's first runtime. The two meet in [`Shared`] only.
@@ -25,13 +25,13 @@ pub mod fields;
 mod fixed;
 #[cfg(test)]
 mod fixture;
+pub mod foreign;
 pub mod forward;
 pub mod host;
 pub mod http;
 pub mod levels;
 pub mod listener;
 pub mod metrics;
-pub mod origin;
 pub mod patience;
 pub mod queue;
 mod readiness;
@@ -62,7 +62,7 @@ use chassis::{
 };
 use config::RouteTarget;
 use control::{Control, Kept};
-use fixed::Groups;
+use fixed::{Groups, Wanted};
 use listener::Sockets;
 use route::{Route, Target};
 use std::{
@@ -208,7 +208,9 @@ pub async fn run(
     let certificates = kept.shelf.set().map_or_else(tls::CertificateSet::self_signed, Ok)?;
     let shared = Shared::new(config, https_port, certificates);
     let upstreams = Groups::new(Arc::clone(&shared.apps), discovery.clone());
-    upstreams.configure(&shared.config.load().routes).context("an upstream's certificate could never be verified")?;
+    let wanted =
+        Wanted::read(&shared.config.load().routes).context("an upstream's certificate could never be verified")?;
+    upstreams.follow(wanted);
     ::metrics::gauge!("servery_balancer_config_version").set(1.0);
 
     let control = Control::new(Arc::clone(&shared), common, discovery, kept);

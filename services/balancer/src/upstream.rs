@@ -5,7 +5,7 @@
 use crate::{
     Shared,
     endpoint::{Endpoint, Server},
-    origin::Secured,
+    foreign::Secured,
     reject::Reject,
     source::RequestBody,
 };
@@ -158,8 +158,8 @@ async fn connect(endpoint: &Endpoint) -> Result<Connected, Reject> {
         tracing::debug!(%error, address = %endpoint.address, "a worker cannot be reached");
         if error.kind() == io::ErrorKind::TimedOut { Reject::ConnectTimeout } else { Reject::ConnectRefused }
     })?;
-    let Server::Origin(origin) = &endpoint.node.server else { return Ok(Connected::Plain(stream)) };
-    let Some(security) = &origin.security else { return Ok(Connected::Plain(stream)) };
+    let Server::Foreign(foreign) = &endpoint.node.server else { return Ok(Connected::Plain(stream)) };
+    let Some(security) = &foreign.security else { return Ok(Connected::Plain(stream)) };
     let secured = security.secure(stream).await.map_err(|error| {
         tracing::debug!(%error, node = endpoint.node.instance, "TLS with an upstream failed");
         Reject::UpstreamTls

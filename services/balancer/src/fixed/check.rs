@@ -1,8 +1,8 @@
-//! One health check: asks an address for a path, or only dials it. In: the address, the origin, the question. Out: that it
+//! One health check: asks an address for a path, or only dials it. In: the address, what server it is, the question. Out: that it
 //! answered with 2xx or 3xx, or why it counts as ill. A connection of its own each time, so that it also shows whether the
 //! server still accepts any. Reads the head of the response and no more.
 
-use crate::{config::HealthConfig, origin::Origin};
+use crate::{config::HealthConfig, foreign::Foreign};
 use bytes::Bytes;
 use futures_util::future::{Either, select};
 use http::{HeaderValue, Request, StatusCode, header};
@@ -50,13 +50,13 @@ pub(super) async fn dial(address: SocketAddr) -> Result<(), Ill> {
 /// `host`: the server's own name.
 pub(super) async fn ask(
     address: SocketAddr,
-    origin: &Origin,
+    foreign: &Foreign,
     host: HeaderValue,
     health: &HealthConfig,
 ) -> Result<(), Ill> {
     let asking = async {
         let stream = TcpStream::connect(address).await.map_err(Ill::Unreachable)?;
-        match &origin.security {
+        match &foreign.security {
             None => exchange(stream, host, health).await,
             Some(security) => exchange(security.secure(stream).await.map_err(Ill::Tls)?, host, health).await,
         }

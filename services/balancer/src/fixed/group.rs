@@ -6,7 +6,7 @@ use super::{check, check::Ill, members::Members, trust::Trust};
 use crate::{
     app::App,
     config::{HostHeader, Server, UpstreamConfig},
-    origin::{Origin, Security},
+    foreign::{Foreign, Security},
 };
 use chassis::{
     config::HostPort,
@@ -30,7 +30,7 @@ pub(super) struct Group {
     app: Arc<App>,
     settings: Arc<UpstreamConfig>,
     /// As `settings.servers`.
-    origins: Vec<Arc<Origin>>,
+    servers: Vec<Arc<Foreign>>,
     discovery: Discovery,
 }
 
@@ -50,7 +50,7 @@ impl Group {
         trust: Option<&Trust>,
         discovery: Discovery,
     ) -> Self {
-        let origin = |server: &Server| {
+        let foreign = |server: &Server| {
             let security = trust
                 .filter(|_| server.secure)
                 .map(|trust| Security { config: trust.config(), name: identity(&server.at) });
@@ -58,25 +58,25 @@ impl Group {
                 HostHeader::Preserve => None,
                 HostHeader::Upstream => Some(authority(server)),
             };
-            Arc::new(Origin { security, host, keepalive: settings.keepalive })
+            Arc::new(Foreign { security, host, keepalive: settings.keepalive })
         };
-        let origins = settings.servers.iter().map(origin).collect();
-        Self { app, settings: Arc::clone(settings), origins, discovery }
+        let servers = settings.servers.iter().map(foreign).collect();
+        Self { app, settings: Arc::clone(settings), servers, discovery }
     }
 
     /// For ever.
     pub(super) async fn run(self) {
         let mut members = Members::new(Arc::clone(&self.app), Arc::clone(&self.settings));
-        let mut known = vec![false; self.origins.len()];
+        let mut known = vec![false; self.servers.len()];
         let mut events = Events::new();
-        for server in 0..self.origins.len() {
+        for server in 0..self.servers.len() {
             events.push(self.resolve(server, Duration::ZERO));
         }
         while let Some(event) = events.next().await {
             match event {
                 Event::Resolved(server, Ok(found)) => {
                     known[server] = true;
-                    let new = members.replace(server, &found.addresses, &self.origins[server]);
+                    let new = members.replace(server, &found.addresses, &self.servers[server]);
                     events.extend(new.into_iter().filter_map(|number| self.check(&members, number, Duration::ZERO)));
                     events.push(self.resolve(server, found.valid_for));
                 }
@@ -109,11 +109,11 @@ impl Group {
         if health.is_none() && standing.is_well() {
             return None;
         }
-        let (origin, host) = (Arc::clone(&self.origins[server]), authority(&self.settings.servers[server]));
+        let (foreign, host) = (Arc::clone(&self.servers[server]), authority(&self.settings.servers[server]));
         Some(Box::pin(async move {
             sleep(pause).await;
             let checked = match &health {
-                Some(health) => check::ask(address, &origin, host, health).await,
+                Some(health) => check::ask(address, &foreign, host, health).await,
                 None => check::dial(address).await,
             };
             Event::Checked(number, checked)

@@ -7,7 +7,7 @@ use crate::{
     app::App,
     config::{Server, UpstreamConfig},
     endpoint::{self, Node, WorkerState, WorkerView},
-    origin::Origin,
+    foreign::Foreign,
 };
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
@@ -42,7 +42,7 @@ impl Members {
     }
 
     /// These are a server's addresses now. What was among them before stays as it is. Returns the numbers of new ones.
-    pub(super) fn replace(&mut self, server: usize, addresses: &[SocketAddr], origin: &Arc<Origin>) -> Vec<u64> {
+    pub(super) fn replace(&mut self, server: usize, addresses: &[SocketAddr], foreign: &Arc<Foreign>) -> Vec<u64> {
         let addresses = &addresses[..addresses.len().min(ADDRESSES_MAX)];
         let gone = |_: &u64, member: &mut Member| member.server == server && !addresses.contains(&member.node.address);
         let gone: Vec<Member> = self.members.extract_if(.., gone).map(|(_, member)| member).collect();
@@ -56,7 +56,7 @@ impl Members {
             let node = Node {
                 instance: name(of_server, *address),
                 address: *address,
-                server: endpoint::Server::Origin(Arc::clone(origin)),
+                server: endpoint::Server::Foreign(Arc::clone(foreign)),
                 timeout: None,
             };
             tracing::info!(upstream = self.app.name(), node = node.instance, "an upstream's address is new");

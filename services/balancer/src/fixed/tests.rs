@@ -1,6 +1,6 @@
 //! Over real sockets: what the configuration says of an upstream becomes an app that has its servers.
 
-use super::{Groups, TrustError};
+use super::{Groups, TrustError, Wanted};
 use crate::{
     Config,
     fixture::{Nobody, Peer, Plane, Worker, eventually, soon},
@@ -49,7 +49,7 @@ impl Front {
         let mut plane = Plane::start(&settings);
         let groups = Groups::new(Arc::clone(&plane.shared.apps), Discovery::new(&[]).unwrap());
         let config = plane.shared.config.load_full();
-        groups.configure(&config.routes)?;
+        groups.follow(Wanted::read(&config.routes)?);
         plane.shared.routes.store(Arc::new(Table::new(&plane.shared.configured(), &[])));
         let name = config.routes[0].target.app().unwrap();
         plane.app = plane.shared.apps.obtain(name);
@@ -66,7 +66,7 @@ impl Front {
     /// The configuration is another one now.
     fn reconfigure(&self, upstream: &[&str], route: &str) {
         let text = format!("[[balancer.route]]\nupstream = {upstream:?}\n{route}");
-        self.groups.configure(&read(&text).routes).unwrap();
+        self.groups.follow(Wanted::read(&read(&text).routes).unwrap());
     }
 
     /// Workers that would take a request.
@@ -353,7 +353,7 @@ async fn what_the_configuration_takes_away_finishes_what_it_has() {
     assert_eq!(client.response().await.1, "old");
     assert_eq!(soon(upstream.rest()).await, "", "and it is not kept");
     // and now there is none
-    front.groups.configure(&[]).unwrap();
+    front.groups.follow(Wanted::read(&[]).unwrap());
     eventually(|| front.app.view().nodes.is_empty()).await;
     assert_eq!(front.in_rotation(), 0);
 }

@@ -14,7 +14,7 @@ pub type Secured = TlsStream<TcpStream>;
 
 /// One of the servers of a fixed upstream.
 #[derive(Debug)]
-pub struct Origin {
+pub struct Foreign {
     /// `None`: plain HTTP.
     pub security: Option<Security>,
     /// What its requests name as `Host`; `None`: what the client named.
@@ -23,7 +23,7 @@ pub struct Origin {
     pub keepalive: Duration,
 }
 
-impl Origin {
+impl Foreign {
     /// Adds what it wants to see in a request.
     pub fn sign(&self, headers: &mut HeaderMap) {
         if let Some(host) = &self.host {
