@@ -2,6 +2,7 @@
 //! reported at its line. It binds nothing and asks no other machine.
 
 use crate::{
+    app::Limits,
     dispatch::{Class, Priority},
     route::{HostPattern, Prefix},
 };
@@ -11,6 +12,7 @@ use chassis::{
 };
 use std::{
     collections::{BTreeMap, HashSet},
+    path::PathBuf,
     thread,
     time::Duration,
 };
@@ -68,6 +70,15 @@ pub struct Config {
     /// Cores that serve the public listeners.
     pub threads: usize,
     pub routes: Vec<RouteConfig>,
+    /// The operator's own, read and watched.
+    pub certificates: Vec<CertificateFiles>,
+}
+
+/// One `[[balancer.certificate]]`: files in PEM, the leaf first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    pub cert: PathBuf,
+    pub key: PathBuf,
 }
 
 /// One `[[balancer.route]]`.
@@ -120,18 +131,30 @@ impl Config {
             cache_certificates: reader.read("balancer.cache_certificates", false),
             threads: reader.read("balancer.threads", thread::available_parallelism().map_or(1, Into::into)),
             routes: read_routes(reader),
+            certificates: read_certificates(reader),
         };
         config.refuse_listeners(reader);
         config.refuse_limits(reader);
         config
     }
 
+    /// Bounds of every app's queue.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            queue_length: self.queue_length,
+            client_share: self.queue_client_share,
+            queue_deadline: self.queue_deadline,
+        }
+    }
+
     /// The reserves of each app that has some, as the routes' classes count them.
     pub fn reserves(&self) -> BTreeMap<String, Vec<u32>> {
         let mut reserves: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-        for route in self.routes.iter().filter(|route| route.class.reserve.is_some()) {
-            if let RouteTarget::App(app) = &route.target {
-                reserves.entry(app.clone()).or_default().push(route.reserve);
+        for route in &self.routes {
+            if let (RouteTarget::App(app), Some(number)) = (&route.target, route.class.reserve) {
+                let sizes = reserves.entry(app.clone()).or_default();
+                sizes.resize(sizes.len().max(number + 1), 0);
+                sizes[number] = route.reserve;
             }
         }
         reserves
@@ -235,6 +258,34 @@ fn read_routes(reader: &mut Reader<'_>) -> Vec<RouteConfig> {
     routes.into_iter().flatten().collect()
 }
 
+fn read_certificates(reader: &mut Reader<'_>) -> Vec<CertificateFiles> {
+    let mut seen = HashSet::new();
+    let certificates = reader.tables("balancer.certificate", |table| {
+        let mut path = |key: &str| {
+            let path = table.optional::<PathBuf>(key);
+            match &path {
+                Some(path) if !path.is_absolute() => {
+                    table.refuse(
+                        key,
+                        "expected the whole path, such as \"/etc/letsencrypt/live/example.org/fullchain.pem\"",
+                    );
+                }
+                // a wrong one has been reported
+                None if !table.has(key) => table.refuse(key, "is missing: a certificate is two files, cert and key"),
+                Some(_) | None => {}
+            }
+            path
+        };
+        let (cert, key) = (path("cert"), path("key"));
+        let files = CertificateFiles { cert: cert?, key: key? };
+        if !seen.insert(files.cert.clone()) {
+            table.refuse("cert", "clashes: an earlier certificate has the same file");
+        }
+        Some(files)
+    });
+    certificates.into_iter().flatten().collect()
+}
+
 /// `None` if something is wrong with it, which the table knows by then.
 fn read_route(table: &mut TableReader<'_>) -> Option<RouteConfig> {
     for key in ["upstream", "directory"] {
@@ -326,6 +377,8 @@ fn is_redirect_target(to: &str) -> bool {
     let path = to.starts_with('/') && !to.starts_with("//");
     (absolute || path) && !to.contains(['?', '#'])
 }
+
+mod newer;
 
 #[cfg(test)]
 mod tests;

@@ -104,7 +104,7 @@ pub(crate) fn spawn_cores_logging_to(
     lifecycle: &Lifecycle,
 ) -> Result<Cores, StartError> {
     let acceptor = TlsAcceptor::from(tls::server_config(shared)?);
-    let slots = Arc::new(Semaphore::new(shared.config.load().max_connections));
+    let slots = Arc::clone(&shared.slots);
     let (sink, writer) = spawn_writer(log)?;
     let mut threads = Vec::with_capacity(sockets.len());
     for (number, sockets) in sockets.into_iter().enumerate() {
@@ -182,6 +182,7 @@ async fn keep(edge: Rc<Edge>) {
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
             edge.metrics.log_lines_lost.increment(edge.log.take_lost());
+            edge.buffers.resize(edge.shared.config.load().buffers_per_core());
         }
     };
     tokio::join!(edge.log.keep_flushed(), edge.pool.keep_swept(), count);
