@@ -12,6 +12,7 @@ use chassis::{
 };
 use std::{
     collections::{BTreeMap, HashSet},
+    net::SocketAddr,
     path::PathBuf,
     thread,
     time::Duration,
@@ -36,6 +37,8 @@ pub struct Config {
     pub admin: ListenAddr,
     /// Whose forwarding fields are believed.
     pub trusted_proxies: Vec<Network>,
+    /// Whose connections begin with a header of the PROXY protocol, all of them, and nobody else's.
+    pub proxy_protocol: Vec<Network>,
     /// Clients that are told, where they ask with `Servery-Debug`, how a request was dispatched.
     pub debug_networks: Vec<Network>,
     /// Where a node's workers may be, besides at the node's own address.
@@ -112,6 +115,7 @@ impl Config {
             control: reader.read("balancer.control", ListenAddr::All(7400)),
             admin: reader.read("balancer.admin", ListenAddr::All(9180)),
             trusted_proxies: reader.read("balancer.trusted_proxies", Vec::new()),
+            proxy_protocol: reader.read("balancer.proxy_protocol", Vec::new()),
             debug_networks: reader.read("balancer.debug_networks", Vec::new()),
             advertised_networks: reader.read("balancer.advertised_networks", Vec::new()),
             queue_length: reader.read("balancer.queue_length", 1024),
@@ -163,6 +167,11 @@ impl Config {
     /// An equal part of what slow clients' bodies may take, in bytes.
     pub fn buffers_per_core(&self) -> u64 {
         self.buffers.as_u64() / self.threads.max(1) as u64
+    }
+
+    /// Whether a connection from there must begin with a header of the PROXY protocol.
+    pub fn speaks_proxy_protocol(&self, peer: SocketAddr) -> bool {
+        self.proxy_protocol.iter().any(|network| network.contains(peer.ip()))
     }
 
     fn refuse_listeners(&self, reader: &mut Reader<'_>) {

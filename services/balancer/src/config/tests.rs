@@ -140,6 +140,7 @@ fn values_that_do_not_fit_together_are_refused() {
             5,
             "balancer.certificate.cert",
         ),
+        ("[balancer]\nproxy_protocol = true\n", 2, "balancer.proxy_protocol"),
     ] {
         let problem = problem(text);
         assert!(problem.starts_with(&format!("servery.toml:{line}: {key}: ")), "{text}{problem}");
