@@ -16,13 +16,17 @@ use crate::{
     config::{RouteConfig, RouteTarget, UpstreamConfig},
 };
 use chassis::discovery::Discovery;
+use futures_util::{FutureExt as _, future::select};
 use group::Group;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
-use tokio_util::task::AbortOnDropHandle;
+use tokio::time::sleep;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use trust::Trust;
 
 /// Every fixed upstream of the configuration. They end with it.
@@ -37,6 +41,8 @@ pub(crate) struct Groups {
 struct Inner {
     /// By name.
     running: BTreeMap<String, Running>,
+    /// By name, those that linger, or did when this was looked at.
+    leaving: BTreeMap<String, Running>,
     /// Of every upstream that there has been, as its app is for ever: held by the task whose addresses the app has. Two of
     /// them could not be told apart.
     turns: BTreeMap<String, Arc<Turn>>,
@@ -75,22 +81,31 @@ impl Wanted {
 #[derive(Debug)]
 struct Running {
     settings: Arc<UpstreamConfig>,
-    _task: AbortOnDropHandle<()>,
+    leave: CancellationToken,
+    task: AbortOnDropHandle<()>,
 }
+
+/// How long an upstream that no route leads to any more serves on: requests may have been routed before, or wait.
+const LINGER: Duration = Duration::from_secs(3);
 
 impl Groups {
     pub(crate) fn new(apps: Arc<Apps>, discovery: Discovery) -> Self {
         Self { apps, discovery, inner: Mutex::default() }
     }
 
-    /// From now on there are these upstreams and no others. What stays the same is not touched; what is gone finishes what
-    /// it has. Starts tasks, so that it needs a runtime.
+    /// From now on there are these upstreams and no others. What stays the same is not touched; what is gone lingers for a
+    /// moment and finishes what it has. Starts tasks, so that it needs a runtime.
     pub(crate) fn follow(&self, wanted: Wanted) {
         let Wanted { upstreams: wanted, trusts } = wanted;
         // Every change is a move of plain data; nothing in between can panic.
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let Inner { running, turns } = &mut *inner;
-        running.retain(|name, group| wanted.get(name).is_some_and(|settings| *settings == group.settings));
+        let Inner { running, leaving, turns } = &mut *inner;
+        for (name, group) in running.extract_if(.., |name, _| !wanted.contains_key(name)) {
+            group.leave.cancel();
+            leaving.insert(name, group);
+        }
+        leaving.retain(|name, group| !wanted.contains_key(name) && !group.task.is_finished());
+        running.retain(|name, group| wanted[name] == group.settings);
         for (name, settings) in wanted {
             if running.contains_key(&name) {
                 continue;
@@ -98,11 +113,14 @@ impl Groups {
             let app = self.apps.obtain(&name);
             let group = Group::new(app, &settings, trusts.get(&settings.ca), self.discovery.clone());
             let turn = Arc::clone(turns.entry(name.clone()).or_default());
+            let leave = CancellationToken::new();
+            let left = leave.clone();
             let task = tokio::spawn(async move {
                 let _turn = turn.lock_owned().await;
-                group.run().await;
+                let lingered = left.cancelled().then(|()| sleep(LINGER));
+                select(pin!(group.run()), pin!(lingered)).await;
             });
-            running.insert(name, Running { settings, _task: AbortOnDropHandle::new(task) });
+            running.insert(name, Running { settings, leave, task: AbortOnDropHandle::new(task) });
         }
     }
 }

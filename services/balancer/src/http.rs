@@ -8,9 +8,10 @@
 use crate::{
     body::Body,
     edge::Edge,
-    fields::{self, Hop},
+    fields,
     forward::{Answer, Head, forward},
     host::{self, Host},
+    origin::{Hop, Origin},
     patience::Patient,
     record::Record,
     redirect,
@@ -203,14 +204,14 @@ async fn handle(
     let wish = Wish::of(&mut request);
     let (head, incoming) = request.into_parts();
     let config = edge.shared.config.load();
-    let client = hop.client(&head.headers, &config.trusted_proxies);
+    let origin = hop.origin(&head.headers, &config.trusted_proxies);
     let debug = head.headers.contains_key(fields::SERVERY_DEBUG)
-        && config.debug_networks.iter().any(|network| network.contains(client));
+        && config.debug_networks.iter().any(|network| network.contains(origin.client));
     drop(config);
     let mut record = Box::new(Record {
         start: Instant::now(),
         id: fields::believed_id(&head.headers, hop.trusted).unwrap_or_else(|| edge.request_id()),
-        client,
+        client: origin.client,
         method: head.method.clone(),
         uri: head.uri.clone(),
         version: head.version,
@@ -228,7 +229,7 @@ async fn handle(
         reject: None,
         edge: Rc::clone(&edge),
     });
-    let answered = answer(&edge, hop, redirect_to, (head, incoming), wish, &mut record).await;
+    let answered = answer(&edge, (hop, &origin), redirect_to, (head, incoming), wish, &mut record).await;
     let (mut response, tunnel) = match answered {
         Ok(answered) => answered,
         Err(reject) => {
@@ -254,7 +255,7 @@ async fn handle(
 
 async fn answer(
     edge: &Rc<Edge>,
-    hop: &Hop,
+    (hop, origin): (&Hop, &Origin),
     redirect_to: Option<u16>,
     (mut head, incoming): (Parts, Incoming),
     wish: Option<Wish>,
@@ -270,7 +271,8 @@ async fn answer(
     if head.method == Method::CONNECT {
         return Err(Reject::BadTarget);
     }
-    if let Some(port) = redirect_to {
+    // a trusted proxy may have taken off the TLS
+    if let Some(port) = redirect_to.filter(|_| origin.scheme != "https") {
         return Ok((redirect::to_https(&host, &head.uri, port), None));
     }
     // the one snapshot of this request
@@ -302,7 +304,7 @@ async fn answer(
     }
     fields::join_cookies(headers);
     let stripped = route.strip_prefix.then(|| route.prefix.as_str()).filter(|prefix| *prefix != "/");
-    hop.forward(headers, &value, host.port, stripped);
+    hop.forward(headers, origin, &value, host.port, stripped);
     headers.insert(header::HOST, value.clone());
     headers.insert(fields::X_REQUEST_ID, record.id.clone());
     let wish = wish.map(|wish| wish.admit(&edge.shared)).transpose()?;

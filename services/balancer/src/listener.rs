@@ -11,7 +11,7 @@ use crate::{
     edge::Edge,
     http::{Protocol, Server},
     metrics::{ConnectionGauges, Counted},
-    tls,
+    proxy_protocol, tls,
 };
 use chassis::lifecycle::{Lifecycle, Phase};
 use metrics::counter;
@@ -30,7 +30,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, oneshot},
     task::{JoinSet, LocalSet},
-    time::timeout,
+    time::{Instant, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -104,7 +104,7 @@ pub(crate) fn spawn_cores_logging_to(
     lifecycle: &Lifecycle,
 ) -> Result<Cores, StartError> {
     let acceptor = TlsAcceptor::from(tls::server_config(shared)?);
-    let slots = Arc::new(Semaphore::new(shared.config.load().max_connections));
+    let slots = Arc::clone(&shared.slots);
     let (sink, writer) = spawn_writer(log)?;
     let mut threads = Vec::with_capacity(sockets.len());
     for (number, sockets) in sockets.into_iter().enumerate() {
@@ -182,6 +182,7 @@ async fn keep(edge: Rc<Edge>) {
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
             edge.metrics.log_lines_lost.increment(edge.log.take_lost());
+            edge.buffers.resize(edge.shared.config.load().buffers_per_core());
         }
     };
     tokio::join!(edge.log.keep_flushed(), edge.pool.keep_swept(), count);
@@ -253,8 +254,8 @@ impl Listener {
     /// One connection from its first byte to its last.
     fn connection(
         &self,
-        stream: TcpStream,
-        peer: SocketAddr,
+        mut stream: TcpStream,
+        mut peer: SocketAddr,
         draining: CancellationToken,
     ) -> impl Future<Output = ()> + 'static {
         let (server, gauges, tls) = (Rc::clone(&self.server), Rc::clone(&self.gauges), self.tls.clone());
@@ -264,14 +265,25 @@ impl Listener {
                 tracing::debug!(%peer, %error, "a client left at once");
                 return;
             }
+            let (proxied, limit) = {
+                let config = server.edge.shared.config.load();
+                (config.speaks_proxy_protocol(peer), config.handshake_timeout)
+            };
+            let deadline = Instant::now() + limit;
+            if proxied {
+                let _shaking = Counted::new(&gauges.handshake);
+                match proxy_protocol::introduce(&mut stream, peer, deadline).await {
+                    Some(client) => peer = client,
+                    None => return,
+                }
+            }
             let Some(acceptor) = tls else {
                 let _open = Counted::new(&gauges.open);
                 server.serve(stream, peer, Protocol::Http1, &draining).await;
                 return;
             };
-            let limit = server.edge.shared.config.load().handshake_timeout;
             let shaking = Counted::new(&gauges.handshake);
-            let result = timeout(limit, acceptor.accept(stream)).await;
+            let result = timeout_at(deadline, acceptor.accept(stream)).await;
             drop(shaking);
             let stream = match result {
                 Ok(Ok(stream)) => stream,

@@ -30,6 +30,7 @@ mod attempts;
 mod endings;
 mod messages;
 mod protocols;
+mod proxies;
 mod queueing;
 mod settling;
 mod slow;

@@ -33,7 +33,6 @@ const STREAMS_MAX: u32 = 4;
 #[derive(Debug)]
 pub(crate) struct Directory {
     shared: Arc<Shared>,
-    configured: Vec<Route>,
     inner: Mutex<Inner>,
     /// Counts registrations.
     registrations: watch::Sender<u64>,
@@ -73,8 +72,7 @@ pub(crate) struct MemberView {
 impl Directory {
     /// Nobody is registered. The configured routes of `shared` beat declared ones.
     pub(crate) fn new(shared: Arc<Shared>) -> Arc<Self> {
-        let configured = shared.configured();
-        Arc::new(Self { shared, configured, inner: Mutex::default(), registrations: watch::Sender::new(0) })
+        Arc::new(Self { shared, inner: Mutex::default(), registrations: watch::Sender::new(0) })
     }
 
     /// Where workers may be besides at their node's own address, as of now.
@@ -148,6 +146,11 @@ impl Directory {
         drop(inner);
     }
 
+    /// The configured routes are others now.
+    pub(crate) fn republish(&self) {
+        self.publish(&self.lock().declared);
+    }
+
     /// Changes with every registration.
     pub(crate) fn registrations(&self) -> watch::Receiver<u64> {
         self.registrations.subscribe()
@@ -178,7 +181,7 @@ impl Directory {
                 class: Class::default(),
             })
             .collect();
-        self.shared.routes.store(Arc::new(Table::new(&self.configured, &declared)));
+        self.shared.routes.store(Arc::new(Table::new(&self.shared.configured(), &declared)));
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
