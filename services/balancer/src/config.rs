@@ -2,11 +2,12 @@
 //! reported at its line. It binds nothing and asks no other machine.
 
 use crate::{
+    accesslog::{Format, Place, Style},
     dispatch::{Class, Priority},
     route::{HostPattern, Prefix},
 };
 use chassis::{
-    config::{ByteSize, Network, Percent, Reader, TableReader},
+    config::{ByteSize, Fraction, Network, Percent, Reader, TableReader},
     listen::ListenAddr,
 };
 use std::{
@@ -70,6 +71,9 @@ pub struct Config {
     pub cache_certificates: bool,
     /// Cores that serve the public listeners.
     pub threads: usize,
+    /// Cannot change while the process runs; the file behind it can.
+    pub access_log: Place,
+    pub access_log_style: Style,
     pub routes: Vec<RouteConfig>,
 }
 
@@ -123,6 +127,12 @@ impl Config {
             start_hold: reader.read("balancer.start_hold", Duration::from_secs(10)),
             cache_certificates: reader.read("balancer.cache_certificates", false),
             threads: reader.read("balancer.threads", thread::available_parallelism().map_or(1, Into::into)),
+            access_log: reader.read("balancer.access_log", Place::Stdout),
+            access_log_style: Style {
+                format: reader.read("balancer.access_log_format", Format::Json),
+                query: reader.read("balancer.access_log_query", false),
+                sample: reader.read("balancer.access_log_sample", Fraction::ALL),
+            },
             routes: read_routes(reader),
         };
         config.refuse_listeners(reader);

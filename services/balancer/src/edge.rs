@@ -2,6 +2,7 @@
 //! has to finish. Nothing in here is shared with another core, so nothing in here is locked.
 
 use crate::{Shared, accesslog::AccessLog, app::Permit, buffers::Buffers, metrics::EdgeMetrics, upstream::Pool};
+use chassis::config::Fraction;
 use http::HeaderValue;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use std::{
@@ -50,6 +51,11 @@ impl Edge {
             *digit = DIGITS[(number >> (4 * at)) as usize & 15];
         }
         HeaderValue::from_bytes(&text).expect("hexadecimal digits are a field value")
+    }
+
+    /// Whether this one of many is among that share of them.
+    pub(crate) fn is_within(&self, share: Fraction) -> bool {
+        share == Fraction::ALL || share.has(self.rng.borrow_mut().random())
     }
 
     /// Gives a permit back later, or as soon as its endpoint is gone. An endpoint that just failed or refused is idle,

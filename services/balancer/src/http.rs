@@ -6,6 +6,7 @@
 //! what breaks the first ones by itself; we see that only as the connection's error, and count it.
 
 use crate::{
+    accesslog::Format,
     body::Body,
     edge::Edge,
     fields,
@@ -207,7 +208,9 @@ async fn handle(
     let origin = hop.origin(&head.headers, &config.trusted_proxies);
     let debug = head.headers.contains_key(fields::SERVERY_DEBUG)
         && config.debug_networks.iter().any(|network| network.contains(origin.client));
+    let style = config.access_log_style;
     drop(config);
+    let logged = |name| head.headers.get(name).filter(|_| style.format == Format::Combined).cloned();
     let mut record = Box::new(Record {
         start: Instant::now(),
         id: fields::believed_id(&head.headers, hop.trusted).unwrap_or_else(|| edge.request_id()),
@@ -216,6 +219,9 @@ async fn handle(
         uri: head.uri.clone(),
         version: head.version,
         host: None,
+        style,
+        referer: logged(header::REFERER),
+        user_agent: logged(header::USER_AGENT),
         trace_id: fields::trace_id(&head.headers),
         body: None,
         tunnelled: 0,

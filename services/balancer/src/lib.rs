@@ -87,6 +87,8 @@ pub struct Shared {
     pub routes: ArcSwap<route::Table>,
     pub certificates: ArcSwap<tls::CertificateSet>,
     pub apps: Arc<Apps>,
+    /// Where the access log goes.
+    pub log: Arc<accesslog::Destination>,
     /// The upper half of the numbers of this process's connections to workers.
     pub connections: NonZeroU32,
     /// The lower half of the newest one.
@@ -106,12 +108,14 @@ impl Shared {
             queue_deadline: config.queue_deadline,
         };
         let reserves = config.reserves();
+        let log = accesslog::Destination::new(config.access_log.clone());
         let shared = Self {
             config: ArcSwap::from_pointee(config),
             https_port,
             routes: ArcSwap::default(),
             certificates: ArcSwap::from_pointee(certificates),
             apps: Apps::with_reserves(limits, reserves),
+            log,
             connections: rand::random(),
             connected: AtomicU32::new(0),
             tunnels: AtomicUsize::new(0),

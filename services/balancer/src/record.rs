@@ -2,7 +2,7 @@
 //! it. Written when it is dropped, so that nothing that happens to a request goes without its line.
 
 use crate::{
-    accesslog::Line,
+    accesslog::{Line, Style},
     app::{App, Why},
     edge::Edge,
     endpoint::Endpoint,
@@ -28,6 +28,11 @@ pub struct Record {
     pub(crate) uri: Uri,
     pub(crate) version: Version,
     pub(crate) host: Option<HeaderValue>,
+    /// How its line is written.
+    pub(crate) style: Style,
+    /// These two are kept only where the line has them.
+    pub(crate) referer: Option<HeaderValue>,
+    pub(crate) user_agent: Option<HeaderValue>,
     pub(crate) trace_id: Option<HeaderValue>,
     pub(crate) body: Option<Rc<RequestSource>>,
     /// Bytes from the client that were no HTTP any more.
@@ -93,6 +98,11 @@ impl Drop for Record {
         if let Some(reject) = self.reject {
             self.edge.metrics.count_reject(reject);
         }
+        // what went wrong is always told
+        let well = self.reject.is_none() && status < 500;
+        if self.edge.log.is_off() || well && !self.edge.is_within(self.style.sample) {
+            return;
+        }
         let line = Line {
             request_id: &self.id,
             client_ip: self.client,
@@ -112,7 +122,9 @@ impl Drop for Record {
             why: self.why.map(Why::as_str),
             reject: self.reject.map(Reject::label),
             trace_id: self.trace_id.as_ref(),
+            referer: self.referer.as_ref(),
+            user_agent: self.user_agent.as_ref(),
         };
-        self.edge.log.push(&line, SystemTime::now());
+        self.edge.log.push(&line, self.style, SystemTime::now());
     }
 }
