@@ -74,6 +74,8 @@ pub struct Config {
     /// Cannot change while the process runs; the file behind it can.
     pub access_log: Place,
     pub access_log_style: Style,
+    /// Of the traces that begin here, how many are marked to be recorded.
+    pub trace_sample: Fraction,
     pub routes: Vec<RouteConfig>,
 }
 
@@ -133,6 +135,7 @@ impl Config {
                 query: reader.read("balancer.access_log_query", false),
                 sample: reader.read("balancer.access_log_sample", Fraction::ALL),
             },
+            trace_sample: reader.read("balancer.trace_sample", Fraction::ALL),
             routes: read_routes(reader),
         };
         config.refuse_listeners(reader);

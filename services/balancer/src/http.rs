@@ -19,6 +19,7 @@ use crate::{
     reject::Reject,
     route::{Prefix, Route, Target},
     source::{BodyLimits, RequestSource},
+    trace::Trace,
     tunnel::{Tunnel, Wish},
 };
 use http::{Method, Request, Response, Uri, header, request::Parts, uri::PathAndQuery};
@@ -222,7 +223,7 @@ async fn handle(
         style,
         referer: logged(header::REFERER),
         user_agent: logged(header::USER_AGENT),
-        trace_id: fields::trace_id(&head.headers),
+        trace: Trace::of(&head.headers),
         body: None,
         tunnelled: 0,
         bytes_out: 0,
@@ -313,6 +314,9 @@ async fn answer(
     hop.forward(headers, origin, &value, host.port, stripped);
     headers.insert(header::HOST, value.clone());
     headers.insert(fields::X_REQUEST_ID, record.id.clone());
+    let client = record.trace.is_some();
+    let trace = record.trace.get_or_insert_with(|| edge.trace());
+    trace.pass_on(headers, edge.random(), client);
     let wish = wish.map(|wish| wish.admit(&edge.shared)).transpose()?;
     if let Some(wish) = &wish {
         wish.ask(headers);

@@ -1,5 +1,5 @@
 //! The balancer: terminates TLS, routes, holds the one queue of each app, picks a worker, forwards. In reading order:
-//! `listener`, `proxy_protocol`, `tls`, `http` (with `host`, `fields`, `origin`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
+//! `listener`, `proxy_protocol`, `tls`, `http` (with `host`, `fields`, `origin`, `trace`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
 //! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `relay`, `ahead`, `buffers`, `body`, `tunnel`), `retry`, `reject`,
 //! `accesslog` (with `record`), `metrics`
 //! are the data plane, one runtime per core with its `edge`; `registry`, `certificates`, `readiness`,
@@ -45,6 +45,7 @@ pub mod route;
 pub mod source;
 mod status;
 pub mod tls;
+pub mod trace;
 mod tunnel;
 pub mod upstream;
 

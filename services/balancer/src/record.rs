@@ -8,6 +8,7 @@ use crate::{
     endpoint::Endpoint,
     reject::Reject,
     source::RequestSource,
+    trace::Trace,
 };
 use http::{HeaderValue, Method, Uri, Version};
 use std::{
@@ -33,7 +34,7 @@ pub struct Record {
     /// These two are kept only where the line has them.
     pub(crate) referer: Option<HeaderValue>,
     pub(crate) user_agent: Option<HeaderValue>,
-    pub(crate) trace_id: Option<HeaderValue>,
+    pub(crate) trace: Option<Trace>,
     pub(crate) body: Option<Rc<RequestSource>>,
     /// Bytes from the client that were no HTTP any more.
     pub(crate) tunnelled: u64,
@@ -121,7 +122,7 @@ impl Drop for Record {
             worker: self.endpoint.as_ref().map(|endpoint| endpoint.position),
             why: self.why.map(Why::as_str),
             reject: self.reject.map(Reject::label),
-            trace_id: self.trace_id.as_ref(),
+            trace_id: self.trace.as_ref().map(Trace::id),
             referer: self.referer.as_ref(),
             user_agent: self.user_agent.as_ref(),
         };

@@ -80,6 +80,7 @@ const BALANCER: &[Key] = &[
     Key("access_log_format", "FORMAT", "`json` or `combined` [json]"),
     Key("access_log_sample", "SHARE", "How many of the requests that went well are logged, 0 to 1 [1]"),
     Key("access_log_query", "BOOL", "Log query strings [false]"),
+    Key("trace_sample", "SHARE", "How many of the traces begun here are marked to be recorded, 0 to 1 [1]"),
     Key("threads", "N", "Data-plane threads [number of cores]"),
 ];
 const APP_SERVER: &[Key] = &[

@@ -36,7 +36,7 @@ pub struct Line<'a> {
     pub worker: Option<u32>,
     pub why: Option<&'static str>,
     pub reject: Option<&'static str>,
-    pub trace_id: Option<&'a HeaderValue>,
+    pub trace_id: Option<&'a [u8]>,
     /// These two only in the combined format.
     pub referer: Option<&'a HeaderValue>,
     pub user_agent: Option<&'a HeaderValue>,
@@ -121,7 +121,7 @@ impl Line<'_> {
         out.extend_from_slice(b",\"reject\":");
         optional(out, self.reject.map(str::as_bytes));
         out.extend_from_slice(b",\"trace_id\":");
-        optional(out, self.trace_id.map(HeaderValue::as_bytes));
+        optional(out, self.trace_id);
         out.extend_from_slice(b"}\n");
     }
 

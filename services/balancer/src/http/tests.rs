@@ -35,4 +35,5 @@ mod proxies;
 mod queueing;
 mod settling;
 mod slow;
+mod traces;
 mod tunnels;
