@@ -5,6 +5,7 @@
 use crate::{
     Shared,
     certificates::{self, Disk, Follower, OwnFiles, Shelf, Standing},
+    fixed::Groups,
     metrics, readiness,
     registry::{self, Directory, Inherited, Terms},
     reload::{Reloader, Reread},
@@ -125,6 +126,7 @@ impl Control {
         common: config::Shared,
         reread: Reread,
         own: Arc<OwnFiles>,
+        upstreams: Arc<Groups>,
         lifecycle: &Lifecycle,
     ) -> Reloader {
         Reloader {
@@ -133,6 +135,7 @@ impl Control {
             common,
             reread,
             own,
+            upstreams,
             lifecycle: lifecycle.clone(),
         }
     }

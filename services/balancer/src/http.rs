@@ -6,17 +6,20 @@
 //! what breaks the first ones by itself; we see that only as the connection's error, and count it.
 
 use crate::{
+    accesslog::Format,
     body::Body,
     edge::Edge,
-    fields::{self, Hop},
+    fields,
     forward::{Answer, Head, forward},
     host::{self, Host},
+    origin::{Hop, Origin},
     patience::Patient,
     record::Record,
     redirect,
     reject::Reject,
     route::{Prefix, Route, Target},
     source::{BodyLimits, RequestSource},
+    trace::Trace,
     tunnel::{Tunnel, Wish},
 };
 use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts, uri::PathAndQuery};
@@ -207,19 +210,24 @@ async fn handle(
     let wish = Wish::of(&mut request);
     let (head, incoming) = request.into_parts();
     let config = edge.shared.config.load();
-    let client = hop.client(&head.headers, &config.trusted_proxies);
+    let origin = hop.origin(&head.headers, &config.trusted_proxies);
     let debug = head.headers.contains_key(fields::SERVERY_DEBUG)
-        && config.debug_networks.iter().any(|network| network.contains(client));
+        && config.debug_networks.iter().any(|network| network.contains(origin.client));
+    let style = config.access_log_style;
     drop(config);
+    let logged = |name| head.headers.get(name).filter(|_| style.format == Format::Combined).cloned();
     let mut record = Box::new(Record {
         start: Instant::now(),
         id: fields::believed_id(&head.headers, hop.trusted).unwrap_or_else(|| edge.request_id()),
-        client,
+        client: origin.client,
         method: head.method.clone(),
         uri: head.uri.clone(),
         version: head.version,
         host: None,
-        trace_id: fields::trace_id(&head.headers),
+        style,
+        referer: logged(header::REFERER),
+        user_agent: logged(header::USER_AGENT),
+        trace: Trace::of(&head.headers),
         body: None,
         tunnelled: 0,
         bytes_out: 0,
@@ -232,7 +240,7 @@ async fn handle(
         reject: None,
         edge: Rc::clone(&edge),
     });
-    let answered = answer(&edge, hop, redirect_to, (head, incoming), wish, &mut record).await;
+    let answered = answer(&edge, (hop, &origin), redirect_to, (head, incoming), wish, &mut record).await;
     let (mut response, tunnel) = match answered {
         Ok(answered) => answered,
         Err(reject) => {
@@ -261,7 +269,7 @@ async fn handle(
 
 async fn answer(
     edge: &Rc<Edge>,
-    hop: &Hop,
+    (hop, origin): (&Hop, &Origin),
     redirect_to: Option<u16>,
     (mut head, incoming): (Parts, Incoming),
     wish: Option<Wish>,
@@ -277,7 +285,8 @@ async fn answer(
     if head.method == Method::CONNECT {
         return Err(Reject::BadTarget);
     }
-    if let Some(port) = redirect_to {
+    // a trusted proxy may have taken off the TLS
+    if let Some(port) = redirect_to.filter(|_| origin.scheme != "https") {
         return Ok((redirect::to_https(&host, &head.uri, port), None));
     }
     // the one snapshot of this request
@@ -309,9 +318,12 @@ async fn answer(
     }
     fields::join_cookies(headers);
     let stripped = route.strip_prefix.then(|| route.prefix.as_str()).filter(|prefix| *prefix != "/");
-    hop.forward(headers, &value, host.port, stripped);
+    hop.forward(headers, origin, &value, host.port, stripped);
     headers.insert(header::HOST, value.clone());
     headers.insert(fields::X_REQUEST_ID, record.id.clone());
+    let client = record.trace.is_some();
+    let trace = record.trace.get_or_insert_with(|| edge.trace());
+    trace.pass_on(headers, edge.random(), client);
     let wish = wish.map(|wish| wish.admit(&edge.shared)).transpose()?;
     if let Some(wish) = &wish {
         wish.ask(headers);

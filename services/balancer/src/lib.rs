@@ -1,8 +1,8 @@
 //! The balancer: terminates TLS, routes, holds the one queue of each app, picks a worker, forwards. In reading order:
-//! `listener`, `tls`, `http` (with `host`, `fields`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
-//! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `relay`, `ahead`, `buffers`, `body`, `tunnel`), `retry`, `reject`,
+//! `listener`, `proxy_protocol`, `tls`, `http` (with `host`, `fields`, `origin`, `trace`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
+//! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `foreign`, `relay`, `ahead`, `buffers`, `body`, `tunnel`), `retry`, `reject`,
 //! `accesslog` (with `record`), `metrics`
-//! are the data plane, one runtime per core with its `edge`; `registry`, `certificates`, `readiness`,
+//! are the data plane, one runtime per core with its `edge`; `registry`, `fixed`, `certificates`, `readiness`,
 //! `status`, `reload`, `takeover` are the control plane, on the process's first runtime. The two meet in [`Shared`] only.
 
 pub mod accesslog;
@@ -22,15 +22,19 @@ pub mod edge;
 pub mod endpoint;
 pub mod fallen;
 pub mod fields;
+mod fixed;
 #[cfg(test)]
 mod fixture;
+pub mod foreign;
 pub mod forward;
 pub mod host;
 pub mod http;
 pub mod levels;
 pub mod listener;
 pub mod metrics;
+pub mod origin;
 pub mod patience;
+mod proxy_protocol;
 pub mod queue;
 mod readiness;
 pub mod record;
@@ -45,6 +49,7 @@ pub mod source;
 mod status;
 mod takeover;
 pub mod tls;
+pub mod trace;
 mod tunnel;
 pub mod upstream;
 
@@ -63,6 +68,7 @@ use chassis::{
 };
 use config::RouteTarget;
 use control::{Control, Kept};
+use fixed::{Groups, Wanted};
 use listener::Sockets;
 use reload::Reread;
 use route::{Route, Target};
@@ -103,6 +109,8 @@ pub struct Shared {
     pub taken_over: AtomicBool,
     /// One for each client connection that may be open.
     pub slots: Arc<Semaphore>,
+    /// Where the access log goes.
+    pub log: Arc<accesslog::Destination>,
     /// The upper half of the numbers of this process's connections to workers.
     pub connections: NonZeroU32,
     /// The lower half of the newest one.
@@ -118,6 +126,7 @@ impl Shared {
     pub fn new(config: Config, https_port: Option<u16>, certificates: tls::CertificateSet) -> Arc<Self> {
         let (limits, reserves) = (config.limits(), config.reserves());
         let slots = Arc::new(Semaphore::new(config.max_connections.min(CONNECTIONS_MAX)));
+        let log = accesslog::Destination::new(config.access_log.clone());
         let shared = Self {
             config: ArcSwap::from_pointee(config),
             https_port,
@@ -128,6 +137,7 @@ impl Shared {
             taken_over: AtomicBool::new(false),
             apps: Apps::with_reserves(limits, reserves),
             slots,
+            log,
             connections: rand::random(),
             connected: AtomicU32::new(0),
             tunnels: AtomicUsize::new(0),
@@ -168,6 +178,7 @@ impl Shared {
             prefix: route.prefix.clone(),
             target: match &route.target {
                 RouteTarget::App(app) => Target::App(self.apps.obtain(app)),
+                RouteTarget::Upstream(upstream) => Target::App(self.apps.obtain(&upstream.name)),
                 RouteTarget::Redirect(to) => Target::Redirect(to.as_str().into()),
             },
             strip_prefix: route.strip_prefix,
@@ -279,10 +290,14 @@ pub async fn run(
     if !watched.is_empty() || !pushed.is_empty() {
         shared.offer(|offers| *offers = Offers { own: watched, pushed });
     }
+    let wanted =
+        Wanted::read(&shared.config.load().routes).context("an upstream's certificate could never be verified")?;
+    let upstreams = Arc::new(Groups::new(Arc::clone(&shared.apps), discovery.clone()));
+    upstreams.follow(wanted);
 
     let data = common.data.clone();
     let control = Control::new(Arc::clone(&shared), common.clone(), discovery, kept);
-    let reloader = control.reloader(common, reread, Arc::clone(&own), &lifecycle);
+    let reloader = control.reloader(common, reread, Arc::clone(&own), upstreams, &lifecycle);
     let (stopping, given, open) = (control.stopping.clone(), CancellationToken::new(), CancellationToken::new());
     let (giver, readiness) = (control.giver(&lifecycle, &given), control.readiness.clone());
     let page = control.admin(telemetry, &lifecycle);

@@ -7,11 +7,11 @@
 
 use crate::{
     Shared,
-    accesslog::{AccessLog, Writer, spawn_writer},
+    accesslog::{self, AccessLog, Batch, Writer, spawn_writer},
     edge::Edge,
     http::{Protocol, Server},
     metrics::{ConnectionGauges, Counted},
-    tls,
+    proxy_protocol, tls,
 };
 use chassis::lifecycle::{Lifecycle, Phase};
 use metrics::counter;
@@ -19,7 +19,6 @@ use std::{
     future::Future,
     io::{self, Write},
     net::{self, SocketAddr},
-    os::fd::AsFd,
     rc::Rc,
     sync::{Arc, mpsc::SyncSender},
     thread,
@@ -30,7 +29,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, oneshot},
     task::{JoinSet, LocalSet},
-    time::timeout,
+    time::{Instant, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -51,6 +50,8 @@ pub struct Sockets {
 pub enum StartError {
     #[error("no TLS configuration: {0}")]
     Tls(#[from] rustls::Error),
+    #[error("{0}")]
+    Log(#[from] accesslog::OpenError),
     #[error("no thread, runtime or socket for a core: {0}")]
     Core(#[from] io::Error),
 }
@@ -68,7 +69,8 @@ pub enum CoreFault {
 #[derive(Debug)]
 pub struct Cores {
     threads: Vec<(thread::JoinHandle<io::Result<()>>, oneshot::Receiver<()>)>,
-    writer: Writer,
+    /// `None`: there is no access log.
+    writer: Option<Writer>,
 }
 
 impl Cores {
@@ -85,27 +87,27 @@ impl Cores {
             }
         }
         // every core's end of the log is gone, so the writer is about to end
-        drop(tokio::task::spawn_blocking(|| self.writer.join()).await);
+        drop(tokio::task::spawn_blocking(|| self.writer.map(Writer::join)).await);
         result
     }
 }
 
-/// Starts one named thread per entry of `sockets`; the access log goes to stdout.
+/// Starts one named thread per entry of `sockets`.
 pub fn spawn_cores(shared: &Arc<Shared>, sockets: Vec<Sockets>, lifecycle: &Lifecycle) -> Result<Cores, StartError> {
-    // a descriptor of its own: std's stdout is line-buffered behind a lock
-    let stdout = std::fs::File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    spawn_cores_logging_to(stdout, shared, sockets, lifecycle)
+    spawn_cores_logging_to(shared.log.open()?, shared, sockets, lifecycle)
 }
 
 pub(crate) fn spawn_cores_logging_to(
-    log: impl Write + Send + 'static,
+    log: Option<Box<dyn Write + Send>>,
     shared: &Arc<Shared>,
     sockets: Vec<Sockets>,
     lifecycle: &Lifecycle,
 ) -> Result<Cores, StartError> {
     let acceptor = TlsAcceptor::from(tls::server_config(shared)?);
     let slots = Arc::clone(&shared.slots);
-    let (sink, writer) = spawn_writer(log)?;
+    let lost = counter!("servery_balancer_access_log_lost_lines_total");
+    let log = log.map(|out| spawn_writer(out, Arc::clone(&shared.log), lost)).transpose()?;
+    let (sink, writer) = log.unzip();
     let mut threads = Vec::with_capacity(sockets.len());
     for (number, sockets) in sockets.into_iter().enumerate() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -148,7 +150,7 @@ struct Core {
     acceptor: TlsAcceptor,
     slots: Arc<Semaphore>,
     lifecycle: Lifecycle,
-    sink: SyncSender<Vec<u8>>,
+    sink: Option<SyncSender<Batch>>,
 }
 
 impl Core {
@@ -256,8 +258,8 @@ impl Listener {
     /// One connection from its first byte to its last.
     fn connection(
         &self,
-        stream: TcpStream,
-        peer: SocketAddr,
+        mut stream: TcpStream,
+        mut peer: SocketAddr,
         draining: CancellationToken,
     ) -> impl Future<Output = ()> + 'static {
         let (server, gauges, tls) = (Rc::clone(&self.server), Rc::clone(&self.gauges), self.tls.clone());
@@ -267,14 +269,25 @@ impl Listener {
                 tracing::debug!(%peer, %error, "a client left at once");
                 return;
             }
+            let (proxied, limit) = {
+                let config = server.edge.shared.config.load();
+                (config.speaks_proxy_protocol(peer), config.handshake_timeout)
+            };
+            let deadline = Instant::now() + limit;
+            if proxied {
+                let _shaking = Counted::new(&gauges.handshake);
+                match proxy_protocol::introduce(&mut stream, peer, deadline).await {
+                    Some(client) => peer = client,
+                    None => return,
+                }
+            }
             let Some(acceptor) = tls else {
                 let _open = Counted::new(&gauges.open);
                 server.serve(stream, peer, Protocol::Http1, &draining).await;
                 return;
             };
-            let limit = server.edge.shared.config.load().handshake_timeout;
             let shaking = Counted::new(&gauges.handshake);
-            let result = timeout(limit, acceptor.accept(stream)).await;
+            let result = timeout_at(deadline, acceptor.accept(stream)).await;
             drop(shaking);
             let stream = match result {
                 Ok(Ok(stream)) => stream,
