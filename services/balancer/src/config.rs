@@ -2,18 +2,27 @@
 //! reported at its line. It binds nothing and asks no other machine.
 
 use crate::{
+    accesslog::{Format, Place, Style},
+    app::Limits,
     dispatch::{Class, Priority},
     route::{HostPattern, Prefix},
 };
 use chassis::{
-    config::{ByteSize, Network, Percent, Reader, TableReader},
+    config::{ByteSize, Fraction, Network, Percent, Reader, TableReader},
     listen::ListenAddr,
 };
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
     thread,
     time::Duration,
 };
+
+mod upstream;
+
+pub use upstream::{HealthConfig, HostHeader, Server, UpstreamConfig};
 
 /// More cores than any machine has that this was tried on; a typing error must not start a million threads.
 const THREADS_MAX: usize = 1024;
@@ -34,6 +43,8 @@ pub struct Config {
     pub admin: ListenAddr,
     /// Whose forwarding fields are believed.
     pub trusted_proxies: Vec<Network>,
+    /// Whose connections begin with a header of the PROXY protocol, all of them, and nobody else's.
+    pub proxy_protocol: Vec<Network>,
     /// Clients that are told, where they ask with `Servery-Debug`, how a request was dispatched.
     pub debug_networks: Vec<Network>,
     /// Where a node's workers may be, besides at the node's own address.
@@ -67,7 +78,21 @@ pub struct Config {
     pub cache_certificates: bool,
     /// Cores that serve the public listeners.
     pub threads: usize,
+    /// Cannot change while the process runs; the file behind it can.
+    pub access_log: Place,
+    pub access_log_style: Style,
+    /// Of the traces that begin here, how many are marked to be recorded.
+    pub trace_sample: Fraction,
     pub routes: Vec<RouteConfig>,
+    /// The operator's own, read and watched.
+    pub certificates: Vec<CertificateFiles>,
+}
+
+/// One `[[balancer.certificate]]`: files in PEM, the leaf first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    pub cert: PathBuf,
+    pub key: PathBuf,
 }
 
 /// One `[[balancer.route]]`.
@@ -87,8 +112,21 @@ pub struct RouteConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteTarget {
     App(String),
+    /// Servers that are no app-servers. Routes with the same ones share them.
+    Upstream(Arc<UpstreamConfig>),
     /// An absolute URL, or a path on the same host.
     Redirect(String),
+}
+
+impl RouteTarget {
+    /// The app that has the route's requests, queue and metrics.
+    pub fn app(&self) -> Option<&str> {
+        match self {
+            Self::App(app) => Some(app),
+            Self::Upstream(upstream) => Some(&upstream.name),
+            Self::Redirect(_) => None,
+        }
+    }
 }
 
 impl Config {
@@ -101,6 +139,7 @@ impl Config {
             control: reader.read("balancer.control", ListenAddr::All(7400)),
             admin: reader.read("balancer.admin", ListenAddr::All(9180)),
             trusted_proxies: reader.read("balancer.trusted_proxies", Vec::new()),
+            proxy_protocol: reader.read("balancer.proxy_protocol", Vec::new()),
             debug_networks: reader.read("balancer.debug_networks", Vec::new()),
             advertised_networks: reader.read("balancer.advertised_networks", Vec::new()),
             queue_length: reader.read("balancer.queue_length", 1024),
@@ -119,22 +158,51 @@ impl Config {
             start_hold: reader.read("balancer.start_hold", Duration::from_secs(10)),
             cache_certificates: reader.read("balancer.cache_certificates", false),
             threads: reader.read("balancer.threads", thread::available_parallelism().map_or(1, Into::into)),
+            access_log: reader.read("balancer.access_log", Place::Stdout),
+            access_log_style: Style {
+                format: reader.read("balancer.access_log_format", Format::Json),
+                query: reader.read("balancer.access_log_query", false),
+                sample: reader.read("balancer.access_log_sample", Fraction::ALL),
+            },
+            trace_sample: reader.read("balancer.trace_sample", Fraction::ALL),
             routes: read_routes(reader),
+            certificates: read_certificates(reader),
         };
         config.refuse_listeners(reader);
         config.refuse_limits(reader);
         config
     }
 
+    /// Bounds of every app's queue.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            queue_length: self.queue_length,
+            client_share: self.queue_client_share,
+            queue_deadline: self.queue_deadline,
+        }
+    }
+
     /// The reserves of each app that has some, as the routes' classes count them.
     pub fn reserves(&self) -> BTreeMap<String, Vec<u32>> {
         let mut reserves: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-        for route in self.routes.iter().filter(|route| route.class.reserve.is_some()) {
-            if let RouteTarget::App(app) = &route.target {
-                reserves.entry(app.clone()).or_default().push(route.reserve);
+        for route in &self.routes {
+            if let (Some(app), Some(number)) = (route.target.app(), route.class.reserve) {
+                let sizes = reserves.entry(app.to_owned()).or_default();
+                sizes.resize(sizes.len().max(number + 1), 0);
+                sizes[number] = route.reserve;
             }
         }
         reserves
+    }
+
+    /// An equal part of what slow clients' bodies may take, in bytes.
+    pub fn buffers_per_core(&self) -> u64 {
+        self.buffers.as_u64() / self.threads.max(1) as u64
+    }
+
+    /// Whether a connection from there must begin with a header of the PROXY protocol.
+    pub fn speaks_proxy_protocol(&self, peer: SocketAddr) -> bool {
+        self.proxy_protocol.iter().any(|network| network.contains(peer.ip()))
     }
 
     fn refuse_listeners(&self, reader: &mut Reader<'_>) {
@@ -214,10 +282,20 @@ fn overlap(one: &ListenAddr, other: &ListenAddr) -> bool {
 fn read_routes(reader: &mut Reader<'_>) -> Vec<RouteConfig> {
     let mut seen = HashSet::new();
     let mut reserves: BTreeMap<String, usize> = BTreeMap::new();
+    let mut upstreams: HashMap<String, Arc<UpstreamConfig>> = HashMap::new();
     let routes = reader.tables("balancer.route", |table| {
         let mut route = read_route(table)?;
-        if let (RouteTarget::App(app), 1..) = (&route.target, route.reserve) {
-            let count = reserves.entry(app.clone()).or_default();
+        if let RouteTarget::Upstream(upstream) = &mut route.target {
+            let first = upstreams.entry(upstream.name.clone()).or_insert_with(|| Arc::clone(upstream));
+            if first != upstream {
+                let message = "an earlier route has an upstream of this name with other settings: give each a name";
+                let key = if table.has("name") { "name" } else { "upstream" };
+                table.refuse(key, message);
+            }
+            *upstream = Arc::clone(first);
+        }
+        if let (Some(app), 1..) = (route.target.app(), route.reserve) {
+            let count = reserves.entry(app.to_owned()).or_default();
             route.class.reserve = Some(*count);
             *count += 1;
         }
@@ -230,12 +308,38 @@ fn read_routes(reader: &mut Reader<'_>) -> Vec<RouteConfig> {
     routes.into_iter().flatten().collect()
 }
 
+fn read_certificates(reader: &mut Reader<'_>) -> Vec<CertificateFiles> {
+    let mut seen = HashSet::new();
+    let certificates = reader.tables("balancer.certificate", |table| {
+        let mut path = |key: &str| {
+            let path = table.optional::<PathBuf>(key);
+            match &path {
+                Some(path) if !path.is_absolute() => {
+                    table.refuse(
+                        key,
+                        "expected the whole path, such as \"/etc/letsencrypt/live/example.org/fullchain.pem\"",
+                    );
+                }
+                // a wrong one has been reported
+                None if !table.has(key) => table.refuse(key, "is missing: a certificate is two files, cert and key"),
+                Some(_) | None => {}
+            }
+            path
+        };
+        let (cert, key) = (path("cert"), path("key"));
+        let files = CertificateFiles { cert: cert?, key: key? };
+        if !seen.insert(files.cert.clone()) {
+            table.refuse("cert", "clashes: an earlier certificate has the same file");
+        }
+        Some(files)
+    });
+    certificates.into_iter().flatten().collect()
+}
+
 /// `None` if something is wrong with it, which the table knows by then.
 fn read_route(table: &mut TableReader<'_>) -> Option<RouteConfig> {
-    for key in ["upstream", "directory"] {
-        if table.has(key) {
-            table.refuse(key, "is not supported yet: a route leads to an app or a redirect");
-        }
+    if table.has("directory") {
+        table.refuse("directory", "is not supported yet: a route leads to an app, an upstream or a redirect");
     }
     let host = match HostPattern::parse(&table.read("host", String::new())) {
         Ok(host) => Some(host),
@@ -252,7 +356,15 @@ fn read_route(table: &mut TableReader<'_>) -> Option<RouteConfig> {
         }
     };
     let strip_prefix = table.read("strip_prefix", false);
+    let upstream = upstream::read(table);
     let target = match (table.optional::<String>("app"), table.optional::<String>("redirect")) {
+        (app, redirect) if table.has("upstream") => {
+            let other = [app.map(|_| "app"), redirect.map(|_| "redirect")].into_iter().flatten().next();
+            if let Some(other) = other {
+                table.refuse(other, "a route leads to an app, an upstream or a redirect, to one of them only");
+            }
+            upstream.map(|upstream| RouteTarget::Upstream(Arc::new(upstream)))
+        }
         (Some(app), None) if is_app_name(&app) => Some(RouteTarget::App(app)),
         (Some(_), None) => {
             table.refuse("app", format!("an app's name is {APP_NAME}"));
@@ -268,13 +380,13 @@ fn read_route(table: &mut TableReader<'_>) -> Option<RouteConfig> {
         }
         (None, Some(to)) => Some(RouteTarget::Redirect(to)),
         (Some(_), Some(_)) => {
-            table.refuse("redirect", "a route leads to an app or a redirect, not both");
+            table.refuse("redirect", "a route leads to an app, an upstream or a redirect, to one of them only");
             None
         }
         (None, None) => {
             // A wrong one, or one that is not supported yet, has been reported.
-            if !["app", "redirect", "upstream", "directory"].into_iter().any(|key| table.has(key)) {
-                table.refuse("app", "is missing: say which app the route leads to, or where it redirects");
+            if !["app", "redirect", "directory"].into_iter().any(|key| table.has(key)) {
+                table.refuse("app", "is missing: say which app or upstream the route leads to, or where it redirects");
             }
             None
         }
@@ -321,6 +433,8 @@ fn is_redirect_target(to: &str) -> bool {
     let path = to.starts_with('/') && !to.starts_with("//");
     (absolute || path) && !to.contains(['?', '#'])
 }
+
+mod newer;
 
 #[cfg(test)]
 mod tests;

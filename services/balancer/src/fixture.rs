@@ -3,6 +3,7 @@
 
 use crate::{
     Config, Shared,
+    accesslog::Place,
     app::App,
     dispatch::Class,
     endpoint::{Node, WorkerView},
@@ -103,7 +104,9 @@ impl Plane {
         let sockets = http.into_iter().zip(https);
         let sockets = sockets.map(|(http, https)| Sockets { http: Some(http), https: Some(https) }).collect();
         let log = Log::default();
-        let cores = listener::spawn_cores_logging_to(log.clone(), &shared, sockets, &lifecycle).unwrap();
+        let off = shared.config.load().access_log == Place::Off;
+        let out: Option<Box<dyn Write + Send>> = if off { None } else { Some(Box::new(log.clone())) };
+        let cores = listener::spawn_cores_logging_to(out, &shared, sockets, &lifecycle).unwrap();
         let plane = Self { shared, app, http: addresses.0, https: addresses.1, lifecycle, cores: Some(cores), log };
         plane.route("", "/", false);
         plane
@@ -158,6 +161,11 @@ impl Plane {
 
     /// A TLS client that trusts exactly the certificate in use.
     pub(crate) async fn tls(&self, alpn: &[&[u8]]) -> tokio_rustls::client::TlsStream<TcpStream> {
+        self.tls_after(b"", alpn).await
+    }
+
+    /// The same, after these bytes.
+    pub(crate) async fn tls_after(&self, first: &[u8], alpn: &[&[u8]]) -> tokio_rustls::client::TlsStream<TcpStream> {
         let mut roots = rustls::RootCertStore::empty();
         let certificates = self.shared.certificates.load_full();
         roots.add(certificates.entries()[0].key.end_entity_cert().unwrap().clone()).unwrap();
@@ -165,7 +173,8 @@ impl Plane {
         let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let mut config = builder.unwrap().with_root_certificates(roots).with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-        let stream = TcpStream::connect(self.https).await.unwrap();
+        let mut stream = TcpStream::connect(self.https).await.unwrap();
+        stream.write_all(first).await.unwrap();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         connector.connect("localhost".try_into().unwrap(), stream).await.unwrap()
     }
@@ -190,6 +199,13 @@ impl Plane {
         self.lifecycle.advance(Phase::Draining);
         soon(self.cores.take().unwrap().drained()).await.unwrap();
         self.log()
+    }
+
+    /// As [`Self::finish`], for lines of another format.
+    pub(crate) async fn finish_text(mut self) -> String {
+        self.lifecycle.advance(Phase::Draining);
+        soon(self.cores.take().unwrap().drained()).await.unwrap();
+        String::from_utf8(self.log.0.lock().unwrap().clone()).unwrap()
     }
 
     /// The lines of the access log, complete once the cores have ended.

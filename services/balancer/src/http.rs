@@ -6,17 +6,20 @@
 //! what breaks the first ones by itself; we see that only as the connection's error, and count it.
 
 use crate::{
+    accesslog::Format,
     body::Body,
     edge::Edge,
-    fields::{self, Hop},
+    fields,
     forward::{Answer, Head, forward},
     host::{self, Host},
+    origin::{Hop, Origin},
     patience::Patient,
     record::Record,
     redirect,
     reject::Reject,
     route::{Prefix, Route, Target},
     source::{BodyLimits, RequestSource},
+    trace::Trace,
     tunnel::{Tunnel, Wish},
 };
 use http::{Method, Request, Response, Uri, header, request::Parts, uri::PathAndQuery};
@@ -71,7 +74,7 @@ const PREFACE: usize = 24;
 pub struct Server {
     pub(crate) edge: Rc<Edge>,
     scheme: &'static str,
-    /// Redirects everything to this port over HTTPS.
+    /// Redirects everything to HTTPS: to this port, unless the configuration names another.
     redirect_to: Option<u16>,
     http1: http1::Builder,
     http2: http2::Builder<LocalExecutor>,
@@ -98,14 +101,10 @@ pub enum Protocol {
 }
 
 impl Server {
-    /// `redirect_to`: the port of HTTPS, for the plain listener beside it.
+    /// `redirect_to`: the bound port of HTTPS, for the plain listener beside it.
     pub fn new(edge: &Rc<Edge>, scheme: &'static str, redirect_to: Option<u16>) -> Self {
         let mut http1 = http1::Builder::new();
-        http1
-            .timer(TokioTimer::new())
-            .header_read_timeout(edge.shared.config.header_timeout)
-            .max_header_size(HEAD)
-            .max_buf_size(BUFFER);
+        http1.timer(TokioTimer::new()).max_header_size(HEAD).max_buf_size(BUFFER);
         let mut http2 = http2::Builder::new(LocalExecutor);
         http2
             .timer(TokioTimer::new())
@@ -132,26 +131,29 @@ impl Server {
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let config = &self.edge.shared.config;
+        // what a connection is told of its limits, it keeps
+        let config = self.edge.shared.config.load_full();
         let stream = Patient::new(stream, config.body_timeout);
         let hop = Rc::new(Hop::new(peer, self.scheme, &config.trusted_proxies));
+        let redirect_to = self.redirect_to.map(|port| config.public_https_port.unwrap_or(port));
+        let mut http1 = self.http1.clone();
+        http1.header_read_timeout(config.header_timeout);
         let any = Cell::new(false);
         // what the connection becomes after its last request
         let tunnel: Rc<Cell<Option<Switched>>> = Rc::default();
         let service = service_fn(|request| {
             any.set(true);
-            let (edge, hop, redirect_to) = (Rc::clone(&self.edge), Rc::clone(&hop), self.redirect_to);
+            let (edge, hop) = (Rc::clone(&self.edge), Rc::clone(&hop));
             let tunnel = Rc::clone(&tunnel);
             async move { Ok::<_, Infallible>(handle(edge, &hop, redirect_to, request, &tunnel).await) }
         });
         let ended = match protocol {
             Protocol::Http1 if draining.is_cancelled() => {
                 // it came in just before the listener closed: answer its one request
-                let mut http1 = self.http1.clone();
                 http1.keep_alive(false).serve_connection(TokioIo::new(stream), service).with_upgrades().await
             }
             Protocol::Http1 => {
-                let connection = self.http1.serve_connection(TokioIo::new(stream), service);
+                let connection = http1.serve_connection(TokioIo::new(stream), service);
                 let mut connection = pin!(connection.with_upgrades());
                 tokio::select! {
                     biased;
@@ -203,19 +205,25 @@ async fn handle(
 ) -> Response<Body> {
     let wish = Wish::of(&mut request);
     let (head, incoming) = request.into_parts();
-    let config = &edge.shared.config;
-    let client = hop.client(&head.headers, &config.trusted_proxies);
+    let config = edge.shared.config.load();
+    let origin = hop.origin(&head.headers, &config.trusted_proxies);
     let debug = head.headers.contains_key(fields::SERVERY_DEBUG)
-        && config.debug_networks.iter().any(|network| network.contains(client));
+        && config.debug_networks.iter().any(|network| network.contains(origin.client));
+    let style = config.access_log_style;
+    drop(config);
+    let logged = |name| head.headers.get(name).filter(|_| style.format == Format::Combined).cloned();
     let mut record = Box::new(Record {
         start: Instant::now(),
         id: fields::believed_id(&head.headers, hop.trusted).unwrap_or_else(|| edge.request_id()),
-        client,
+        client: origin.client,
         method: head.method.clone(),
         uri: head.uri.clone(),
         version: head.version,
         host: None,
-        trace_id: fields::trace_id(&head.headers),
+        style,
+        referer: logged(header::REFERER),
+        user_agent: logged(header::USER_AGENT),
+        trace: Trace::of(&head.headers),
         body: None,
         tunnelled: 0,
         bytes_out: 0,
@@ -228,7 +236,7 @@ async fn handle(
         reject: None,
         edge: Rc::clone(&edge),
     });
-    let answered = answer(&edge, hop, redirect_to, (head, incoming), wish, &mut record).await;
+    let answered = answer(&edge, (hop, &origin), redirect_to, (head, incoming), wish, &mut record).await;
     let (mut response, tunnel) = match answered {
         Ok(answered) => answered,
         Err(reject) => {
@@ -254,7 +262,7 @@ async fn handle(
 
 async fn answer(
     edge: &Rc<Edge>,
-    hop: &Hop,
+    (hop, origin): (&Hop, &Origin),
     redirect_to: Option<u16>,
     (mut head, incoming): (Parts, Incoming),
     wish: Option<Wish>,
@@ -270,7 +278,8 @@ async fn answer(
     if head.method == Method::CONNECT {
         return Err(Reject::BadTarget);
     }
-    if let Some(port) = redirect_to {
+    // a trusted proxy may have taken off the TLS
+    if let Some(port) = redirect_to.filter(|_| origin.scheme != "https") {
         return Ok((redirect::to_https(&host, &head.uri, port), None));
     }
     // the one snapshot of this request
@@ -286,8 +295,9 @@ async fn answer(
     };
     record.app = Some(Arc::clone(app));
 
-    let config = &edge.shared.config;
+    let config = edge.shared.config.load();
     let limits = BodyLimits { bytes: config.max_body.as_u64(), stall: config.body_timeout };
+    drop(config);
     let sized = http_body::Body::size_hint(&incoming).exact().is_some();
     let body = RequestSource::new(incoming, limits, &edge.buffers)?;
     record.body.clone_from(&body);
@@ -301,9 +311,12 @@ async fn answer(
     }
     fields::join_cookies(headers);
     let stripped = route.strip_prefix.then(|| route.prefix.as_str()).filter(|prefix| *prefix != "/");
-    hop.forward(headers, &value, host.port, stripped);
+    hop.forward(headers, origin, &value, host.port, stripped);
     headers.insert(header::HOST, value.clone());
     headers.insert(fields::X_REQUEST_ID, record.id.clone());
+    let client = record.trace.is_some();
+    let trace = record.trace.get_or_insert_with(|| edge.trace());
+    trace.pass_on(headers, edge.random(), client);
     let wish = wish.map(|wish| wish.admit(&edge.shared)).transpose()?;
     if let Some(wish) = &wish {
         wish.ask(headers);

@@ -7,11 +7,11 @@
 
 use crate::{
     Shared,
-    accesslog::{AccessLog, Writer, spawn_writer},
+    accesslog::{self, AccessLog, Batch, Writer, spawn_writer},
     edge::Edge,
     http::{Protocol, Server},
     metrics::{ConnectionGauges, Counted},
-    tls,
+    proxy_protocol, tls,
 };
 use chassis::lifecycle::{Lifecycle, Phase};
 use metrics::counter;
@@ -19,7 +19,6 @@ use std::{
     future::Future,
     io::{self, Write},
     net::{self, SocketAddr},
-    os::fd::AsFd,
     rc::Rc,
     sync::{Arc, mpsc::SyncSender},
     thread,
@@ -30,7 +29,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, oneshot},
     task::{JoinSet, LocalSet},
-    time::timeout,
+    time::{Instant, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -51,6 +50,8 @@ pub struct Sockets {
 pub enum StartError {
     #[error("no TLS configuration: {0}")]
     Tls(#[from] rustls::Error),
+    #[error("{0}")]
+    Log(#[from] accesslog::OpenError),
     #[error("no thread, runtime or socket for a core: {0}")]
     Core(#[from] io::Error),
 }
@@ -68,7 +69,8 @@ pub enum CoreFault {
 #[derive(Debug)]
 pub struct Cores {
     threads: Vec<(thread::JoinHandle<io::Result<()>>, oneshot::Receiver<()>)>,
-    writer: Writer,
+    /// `None`: there is no access log.
+    writer: Option<Writer>,
 }
 
 impl Cores {
@@ -85,27 +87,27 @@ impl Cores {
             }
         }
         // every core's end of the log is gone, so the writer is about to end
-        drop(tokio::task::spawn_blocking(|| self.writer.join()).await);
+        drop(tokio::task::spawn_blocking(|| self.writer.map(Writer::join)).await);
         result
     }
 }
 
-/// Starts one named thread per entry of `sockets`; the access log goes to stdout.
+/// Starts one named thread per entry of `sockets`.
 pub fn spawn_cores(shared: &Arc<Shared>, sockets: Vec<Sockets>, lifecycle: &Lifecycle) -> Result<Cores, StartError> {
-    // a descriptor of its own: std's stdout is line-buffered behind a lock
-    let stdout = std::fs::File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    spawn_cores_logging_to(stdout, shared, sockets, lifecycle)
+    spawn_cores_logging_to(shared.log.open()?, shared, sockets, lifecycle)
 }
 
 pub(crate) fn spawn_cores_logging_to(
-    log: impl Write + Send + 'static,
+    log: Option<Box<dyn Write + Send>>,
     shared: &Arc<Shared>,
     sockets: Vec<Sockets>,
     lifecycle: &Lifecycle,
 ) -> Result<Cores, StartError> {
     let acceptor = TlsAcceptor::from(tls::server_config(shared)?);
-    let slots = Arc::new(Semaphore::new(shared.config.max_connections));
-    let (sink, writer) = spawn_writer(log)?;
+    let slots = Arc::clone(&shared.slots);
+    let lost = counter!("servery_balancer_access_log_lost_lines_total");
+    let log = log.map(|out| spawn_writer(out, Arc::clone(&shared.log), lost)).transpose()?;
+    let (sink, writer) = log.unzip();
     let mut threads = Vec::with_capacity(sockets.len());
     for (number, sockets) in sockets.into_iter().enumerate() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -148,7 +150,7 @@ struct Core {
     acceptor: TlsAcceptor,
     slots: Arc<Semaphore>,
     lifecycle: Lifecycle,
-    sink: SyncSender<Vec<u8>>,
+    sink: Option<SyncSender<Batch>>,
 }
 
 impl Core {
@@ -160,12 +162,12 @@ impl Core {
         let redirect_to = self.shared.https_port;
         let plain =
             self.sockets.http.map(|socket| Listener::new(socket, Server::new(&edge, "http", redirect_to), None));
-        let tls = (self.acceptor, self.shared.config.handshake_timeout);
+        let tls = self.acceptor;
         let secure =
             self.sockets.https.map(|socket| Listener::new(socket, Server::new(&edge, "https", None), Some(tls)));
         let (plain, secure) = (plain.transpose()?, secure.transpose()?);
         let serve = async |listener: Option<Listener>| match listener {
-            Some(listener) => listener.run(&self.slots, &self.lifecycle, self.shared.config.drain).await,
+            Some(listener) => listener.run(&self.slots, &self.lifecycle).await,
             None => self.lifecycle.reached(Phase::Draining).await,
         };
         tokio::join!(serve(plain), serve(secure));
@@ -182,6 +184,7 @@ async fn keep(edge: Rc<Edge>) {
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
             edge.metrics.log_lines_lost.increment(edge.log.take_lost());
+            edge.buffers.resize(edge.shared.config.load().buffers_per_core());
         }
     };
     tokio::join!(edge.log.keep_flushed(), edge.pool.keep_swept(), count);
@@ -192,17 +195,17 @@ struct Listener {
     socket: TcpListener,
     server: Rc<Server>,
     gauges: Rc<ConnectionGauges>,
-    tls: Option<(TlsAcceptor, Duration)>,
+    tls: Option<TlsAcceptor>,
 }
 
 impl Listener {
-    fn new(socket: net::TcpListener, server: Server, tls: Option<(TlsAcceptor, Duration)>) -> io::Result<Self> {
+    fn new(socket: net::TcpListener, server: Server, tls: Option<TlsAcceptor>) -> io::Result<Self> {
         let name = if tls.is_some() { "https" } else { "http" };
         let gauges = Rc::new(ConnectionGauges::new(name));
         Ok(Self { socket: TcpListener::from_std(socket)?, server: Rc::new(server), gauges, tls })
     }
 
-    async fn run(self, slots: &Arc<Semaphore>, lifecycle: &Lifecycle, drain: Duration) {
+    async fn run(self, slots: &Arc<Semaphore>, lifecycle: &Lifecycle) {
         let draining = CancellationToken::new();
         let mut connections = JoinSet::new();
         let accepting = async {
@@ -228,6 +231,7 @@ impl Listener {
             () = accepting => {}
         }
         draining.cancel();
+        let drain = self.server.edge.shared.config.load().drain;
         // what the kernel has accepted already would be reset when the socket closes
         for _ in 0..LAST_ACCEPTS {
             let Some(Ok((stream, peer))) = futures_util::FutureExt::now_or_never(self.socket.accept()) else { break };
@@ -252,8 +256,8 @@ impl Listener {
     /// One connection from its first byte to its last.
     fn connection(
         &self,
-        stream: TcpStream,
-        peer: SocketAddr,
+        mut stream: TcpStream,
+        mut peer: SocketAddr,
         draining: CancellationToken,
     ) -> impl Future<Output = ()> + 'static {
         let (server, gauges, tls) = (Rc::clone(&self.server), Rc::clone(&self.gauges), self.tls.clone());
@@ -263,13 +267,25 @@ impl Listener {
                 tracing::debug!(%peer, %error, "a client left at once");
                 return;
             }
-            let Some((acceptor, limit)) = tls else {
+            let (proxied, limit) = {
+                let config = server.edge.shared.config.load();
+                (config.speaks_proxy_protocol(peer), config.handshake_timeout)
+            };
+            let deadline = Instant::now() + limit;
+            if proxied {
+                let _shaking = Counted::new(&gauges.handshake);
+                match proxy_protocol::introduce(&mut stream, peer, deadline).await {
+                    Some(client) => peer = client,
+                    None => return,
+                }
+            }
+            let Some(acceptor) = tls else {
                 let _open = Counted::new(&gauges.open);
                 server.serve(stream, peer, Protocol::Http1, &draining).await;
                 return;
             };
             let shaking = Counted::new(&gauges.handshake);
-            let result = timeout(limit, acceptor.accept(stream)).await;
+            let result = timeout_at(deadline, acceptor.accept(stream)).await;
             drop(shaking);
             let stream = match result {
                 Ok(Ok(stream)) => stream,
