@@ -44,6 +44,20 @@ pub fn clean_request(headers: &mut HeaderMap, trusted: bool) {
     remove(headers, unwanted);
 }
 
+/// Says how long the body is, in our own words: HTTP/2 may leave it out, a number may begin with zeros, and what came
+/// beside chunks would be a lie that the next reader might believe. hyper says the rest.
+pub fn say_length(headers: &mut HeaderMap, length: Option<u64>) {
+    match (length, headers.get(header::CONTENT_LENGTH)) {
+        (Some(length), Some(said)) if said.len() > 1 && said.as_bytes()[0] == b'0' => {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        (None, Some(_)) => {
+            headers.remove(header::CONTENT_LENGTH);
+        }
+        (Some(_), Some(_)) | (_, None) => {}
+    }
+}
+
 /// The protocols that a client would rather speak (RFC 9110, section 7.8), where we let it.
 pub fn upgrade(headers: &HeaderMap) -> Option<&HeaderValue> {
     let mut upgrades = headers.get_all(header::UPGRADE).iter();

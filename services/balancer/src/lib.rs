@@ -1,5 +1,5 @@
 //! The balancer: terminates TLS, routes, holds the one queue of each app, picks a worker, forwards. In reading order:
-//! `listener`, `tls`, `http` (with `host`, `fields`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
+//! `listener`, `tls`, `http` (with `strict`, `farewell`, `host`, `fields`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
 //! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `relay`, `ahead`, `buffers`, `body`, `tunnel`), `retry`, `reject`,
 //! `accesslog` (with `record`), `metrics`
 //! are the data plane, one runtime per core with its `edge`; `registry`, `certificates`, `readiness`,
@@ -21,6 +21,7 @@ pub mod dispatch;
 pub mod edge;
 pub mod endpoint;
 pub mod fallen;
+mod farewell;
 pub mod fields;
 #[cfg(test)]
 mod fixture;
@@ -42,6 +43,7 @@ pub mod retry;
 pub mod route;
 pub mod source;
 mod status;
+mod strict;
 pub mod tls;
 mod tunnel;
 pub mod upstream;

@@ -8,6 +8,7 @@ use crate::{
     endpoint::Endpoint,
     reject::Reject,
     source::RequestSource,
+    strict::Answering,
 };
 use http::{HeaderValue, Method, Uri, Version};
 use std::{
@@ -44,6 +45,8 @@ pub struct Record {
     /// Zero until there is an answer.
     pub(crate) status: u16,
     pub(crate) reject: Option<Reject>,
+    /// Of an HTTP/1.1 connection.
+    pub(crate) answering: Option<Answering>,
 }
 
 impl fmt::Debug for Record {
@@ -53,6 +56,33 @@ impl fmt::Debug for Record {
 }
 
 impl Record {
+    /// A request of which no more is known yet.
+    pub(crate) fn begin(edge: &Rc<Edge>, id: HeaderValue, client: IpAddr, asked: (Method, Uri, Version)) -> Box<Self> {
+        let (method, uri, version) = asked;
+        Box::new(Self {
+            edge: Rc::clone(edge),
+            start: Instant::now(),
+            id,
+            client,
+            method,
+            uri,
+            version,
+            host: None,
+            trace_id: None,
+            body: None,
+            tunnelled: 0,
+            bytes_out: 0,
+            queue: Duration::ZERO,
+            attempts: 0,
+            app: None,
+            endpoint: None,
+            why: None,
+            status: 0,
+            reject: None,
+            answering: None,
+        })
+    }
+
     /// The same for a client that asked and may know: a dictionary of RFC 9651.
     pub(crate) fn debug(&self) -> Option<HeaderValue> {
         let mut text = format!("queue_ms={:.3}, attempts={}", self.queue.as_secs_f64() * 1000.0, self.attempts);
