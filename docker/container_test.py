@@ -220,7 +220,10 @@ def nothing_idempotent_fails_while_packets_are_dropped():
     print(f"    out of rotation after {out:.2f} s, back {back:.2f} s after the packets; {load.answers} answers, slowest {load.slowest:.2f} s")
     expect(out < 4, f"out of rotation only after {out:.2f} s")
     expect(not load.failures, f"{len(load.failures)} failed: {load.failures[:3]}")
-    expect(len(answered_by(context)) == 3, "the node that was cut off answers nothing")
+    # Requests that were cut off hold their permits until the worker has seen the end of their connections, which comes
+    # with the kernel's next retransmission: until then the node looks busier than the others to who asks one by one.
+    eventually(lambda: expect(len(answered_by(context)) == 3, "the node that was cut off answers nothing"), 15)
+    print(f"    it answers as one of three {time.monotonic() - healed:.2f} s after the packets")
 
 
 @contextlib.contextmanager

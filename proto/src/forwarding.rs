@@ -1,7 +1,7 @@
 //! What a request may say of where it comes from, for whoever meets a client: the balancer, or a worker that stands alone.
 //! Both must refuse and believe the same, so the rules are here once. Pure.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// True for what a client may not say to a worker: it would be taken for ours, or (`Proxy`) for an environment variable.
 pub fn is_ours(name: &str) -> bool {
@@ -27,7 +27,36 @@ fn begins(name: &str, wanted: &str) -> bool {
 
 /// An entry of `X-Forwarded-For`: "1.2.3.4", "1.2.3.4:5", "::1", "[::1]", "[::1]:5".
 pub fn parse_address(text: &str) -> Option<IpAddr> {
-    let bare = text.trim_start_matches('[').trim_end_matches(']');
-    let address = bare.parse().ok().or_else(|| text.parse().ok().map(|address: SocketAddr| address.ip()));
-    address.map(|address: IpAddr| address.to_canonical())
+    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::from);
+    let with_port = || text.parse().ok().map(|address: SocketAddr| address.ip());
+    let address = text.parse().ok().or_else(bracketed).or_else(with_port)?;
+    Some(address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_address;
+
+    #[test]
+    fn an_address_stands_alone_or_with_a_port() {
+        for (text, wanted) in [
+            ("1.2.3.4", Some("1.2.3.4")),
+            ("1.2.3.4:5", Some("1.2.3.4")),
+            ("::1", Some("::1")),
+            ("[::1]", Some("::1")),
+            ("[::1]:5", Some("::1")),
+            ("::ffff:1.2.3.4", Some("1.2.3.4")),
+            ("[[::1]]", None),
+            ("[1.2.3.4]", None),
+            ("1.2.3.4]", None),
+            ("[::1", None),
+            ("1.2.3.4:99999", None),
+            ("1.2.3.4:", None),
+            ("01.2.3.4", None),
+            ("unknown", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_address(text).map(|address| address.to_string()).as_deref(), wanted, "{text}");
+        }
+    }
 }

@@ -15,7 +15,7 @@ use rand::{SeedableRng, rngs::SmallRng};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -68,6 +68,11 @@ impl Limits {
     }
 }
 
+/// More than five centuries are five centuries.
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// What comes to somebody who waits: a permit, or why there is none.
 type Waiting = oneshot::Sender<Result<Permit, Reject>>;
 
@@ -82,7 +87,8 @@ struct State {
 #[derive(Debug)]
 pub struct App {
     name: Arc<str>,
-    limits: Limits,
+    /// In nanoseconds.
+    queue_deadline: AtomicU64,
     state: Mutex<State>,
     few_slots: AtomicBool,
     changed: Notify,
@@ -96,7 +102,7 @@ impl App {
     fn new(name: &str, limits: Limits, reserves: &[u32]) -> Self {
         Self {
             name: name.into(),
-            limits,
+            queue_deadline: AtomicU64::new(nanoseconds(limits.queue_deadline)),
             state: Mutex::new(State {
                 dispatch: Dispatch::new(limits.room(), reserves),
                 budget: Budget::default(),
@@ -116,10 +122,16 @@ impl App {
 
     /// How long a request may wait here.
     pub fn queue_deadline(&self) -> Duration {
-        self.limits.queue_deadline
+        Duration::from_nanos(self.queue_deadline.load(Ordering::Relaxed))
     }
 
     // The control plane's side
+
+    /// Other limits for those who come from now on, other reserves. Who waits keeps place and deadline.
+    fn retune(self: &Arc<Self>, limits: Limits, reserves: &[u32]) {
+        self.queue_deadline.store(nanoseconds(limits.queue_deadline), Ordering::Relaxed);
+        self.change(|dispatch, _| dispatch.retune(limits.room(), reserves));
+    }
 
     /// The whole truth about one node's workers: what is not listed is gone. Permits held are carried over by
     /// (instance, position, generation); only a ready worker takes anything new. A newer

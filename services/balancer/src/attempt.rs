@@ -82,7 +82,7 @@ async fn exchange(
     *request.headers_mut() = head.headers.clone();
     request.headers_mut().insert(fields::SERVERY_PASS, endpoint.node.pass.clone());
     request.headers_mut().insert(fields::SERVERY_CONNECTION, connection.name.clone());
-    let limit = endpoint.node.patience(edge.shared.config.response_timeout);
+    let limit = endpoint.node.patience(edge.shared.config.load().response_timeout);
 
     permit.begin(connection.number);
     let mut answer = pin!(connection.sender.try_send_request(request));

@@ -11,7 +11,7 @@ const PART: u64 = 64;
 
 #[derive(Debug)]
 pub(crate) struct Buffers {
-    size: u64,
+    size: Cell<u64>,
     used: Cell<u64>,
 }
 
@@ -25,7 +25,12 @@ pub(crate) struct Share {
 
 impl Buffers {
     pub(crate) fn new(size: u64) -> Rc<Self> {
-        Rc::new(Self { size, used: Cell::new(0) })
+        Rc::new(Self { size: Cell::new(size), used: Cell::new(0) })
+    }
+
+    /// What is kept already stays.
+    pub(crate) fn resize(&self, size: u64) {
+        self.size.set(size);
     }
 
     pub(crate) fn share(self: &Rc<Self>) -> Share {
@@ -37,7 +42,7 @@ impl Share {
     /// No more should be kept: this body has its most, or all of them together have.
     pub(crate) fn is_used_up(&self) -> bool {
         let whole = self.bytes >= PER_BODY || self.parts * PART >= PER_BODY;
-        whole || self.buffers.used.get() >= self.buffers.size
+        whole || self.buffers.used.get() >= self.buffers.size.get()
     }
 
     /// Nothing of this body is kept.

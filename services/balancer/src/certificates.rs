@@ -3,9 +3,13 @@
 //! that is away takes nothing from what is here.
 
 mod disk;
+pub(crate) mod files;
+mod offers;
 mod shelf;
 
 pub(crate) use disk::{Disk, write_private};
+pub(crate) use files::OwnFiles;
+pub(crate) use offers::Offers;
 pub(crate) use shelf::Shelf;
 
 use crate::{Shared, registry::Directory, tls};
@@ -210,11 +214,7 @@ impl Follower {
     }
 
     fn publish(&self) {
-        let Some(set) = self.shelf.set().or_else(self_signed) else { return };
-        for entry in set.entries() {
-            tracing::info!(name = entry.name, hosts = entry.hosts.join(","), not_after = %entry.not_after, "serving with certificate");
-        }
-        self.shared.certificates.store(Arc::new(set));
+        self.shared.offer(|offers| offers.pushed = self.shelf.entries());
         self.standing.send_modify(|standing| standing.sources = sources(&self.shelf));
     }
 
@@ -229,18 +229,24 @@ impl Follower {
     }
 }
 
-/// The last certificate is gone from the manifest: shake hands with one that nobody trusts rather than not at all.
-fn self_signed() -> Option<tls::CertificateSet> {
-    tls::CertificateSet::self_signed()
-        .inspect_err(|error| tracing::error!(%error, "serving on with certificates that are no longer offered"))
-        .ok()
-}
-
 fn kept(written: Result<io::Result<()>, tokio::task::JoinError>, what: &str) {
     match written {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, what, "cannot be written to the data directory"),
         Err(error) => tracing::warn!(%error, what, "cannot be written to the data directory"),
+    }
+}
+
+/// Looks after the operator's own files, for ever.
+pub(crate) async fn keep_looking(shared: Arc<Shared>, own: Arc<OwnFiles>) {
+    loop {
+        sleep(files::LOOK).await;
+        let files = Arc::clone(&own);
+        match tokio::task::spawn_blocking(move || files.look()).await {
+            Ok(Some(entries)) => shared.offer(|offers| offers.own = entries),
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "looking at the certificates' files ended by a fault"),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! reported at its line. It binds nothing and asks no other machine.
 
 use crate::{
+    app::Limits,
     dispatch::{Class, Priority},
     route::{HostPattern, Prefix},
 };
@@ -11,6 +12,8 @@ use chassis::{
 };
 use std::{
     collections::{BTreeMap, HashSet},
+    net::SocketAddr,
+    path::PathBuf,
     thread,
     time::Duration,
 };
@@ -34,6 +37,8 @@ pub struct Config {
     pub admin: ListenAddr,
     /// Whose forwarding fields are believed.
     pub trusted_proxies: Vec<Network>,
+    /// Whose connections begin with a header of the PROXY protocol, all of them, and nobody else's.
+    pub proxy_protocol: Vec<Network>,
     /// Clients that are told, where they ask with `Servery-Debug`, how a request was dispatched.
     pub debug_networks: Vec<Network>,
     /// Where a node's workers may be, besides at the node's own address.
@@ -68,6 +73,15 @@ pub struct Config {
     /// Cores that serve the public listeners.
     pub threads: usize,
     pub routes: Vec<RouteConfig>,
+    /// The operator's own, read and watched.
+    pub certificates: Vec<CertificateFiles>,
+}
+
+/// One `[[balancer.certificate]]`: files in PEM, the leaf first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    pub cert: PathBuf,
+    pub key: PathBuf,
 }
 
 /// One `[[balancer.route]]`.
@@ -101,6 +115,7 @@ impl Config {
             control: reader.read("balancer.control", ListenAddr::All(7400)),
             admin: reader.read("balancer.admin", ListenAddr::All(9180)),
             trusted_proxies: reader.read("balancer.trusted_proxies", Vec::new()),
+            proxy_protocol: reader.read("balancer.proxy_protocol", Vec::new()),
             debug_networks: reader.read("balancer.debug_networks", Vec::new()),
             advertised_networks: reader.read("balancer.advertised_networks", Vec::new()),
             queue_length: reader.read("balancer.queue_length", 1024),
@@ -120,21 +135,43 @@ impl Config {
             cache_certificates: reader.read("balancer.cache_certificates", false),
             threads: reader.read("balancer.threads", thread::available_parallelism().map_or(1, Into::into)),
             routes: read_routes(reader),
+            certificates: read_certificates(reader),
         };
         config.refuse_listeners(reader);
         config.refuse_limits(reader);
         config
     }
 
+    /// Bounds of every app's queue.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            queue_length: self.queue_length,
+            client_share: self.queue_client_share,
+            queue_deadline: self.queue_deadline,
+        }
+    }
+
     /// The reserves of each app that has some, as the routes' classes count them.
     pub fn reserves(&self) -> BTreeMap<String, Vec<u32>> {
         let mut reserves: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-        for route in self.routes.iter().filter(|route| route.class.reserve.is_some()) {
-            if let RouteTarget::App(app) = &route.target {
-                reserves.entry(app.clone()).or_default().push(route.reserve);
+        for route in &self.routes {
+            if let (RouteTarget::App(app), Some(number)) = (&route.target, route.class.reserve) {
+                let sizes = reserves.entry(app.clone()).or_default();
+                sizes.resize(sizes.len().max(number + 1), 0);
+                sizes[number] = route.reserve;
             }
         }
         reserves
+    }
+
+    /// An equal part of what slow clients' bodies may take, in bytes.
+    pub fn buffers_per_core(&self) -> u64 {
+        self.buffers.as_u64() / self.threads.max(1) as u64
+    }
+
+    /// Whether a connection from there must begin with a header of the PROXY protocol.
+    pub fn speaks_proxy_protocol(&self, peer: SocketAddr) -> bool {
+        self.proxy_protocol.iter().any(|network| network.contains(peer.ip()))
     }
 
     fn refuse_listeners(&self, reader: &mut Reader<'_>) {
@@ -230,6 +267,34 @@ fn read_routes(reader: &mut Reader<'_>) -> Vec<RouteConfig> {
     routes.into_iter().flatten().collect()
 }
 
+fn read_certificates(reader: &mut Reader<'_>) -> Vec<CertificateFiles> {
+    let mut seen = HashSet::new();
+    let certificates = reader.tables("balancer.certificate", |table| {
+        let mut path = |key: &str| {
+            let path = table.optional::<PathBuf>(key);
+            match &path {
+                Some(path) if !path.is_absolute() => {
+                    table.refuse(
+                        key,
+                        "expected the whole path, such as \"/etc/letsencrypt/live/example.org/fullchain.pem\"",
+                    );
+                }
+                // a wrong one has been reported
+                None if !table.has(key) => table.refuse(key, "is missing: a certificate is two files, cert and key"),
+                Some(_) | None => {}
+            }
+            path
+        };
+        let (cert, key) = (path("cert"), path("key"));
+        let files = CertificateFiles { cert: cert?, key: key? };
+        if !seen.insert(files.cert.clone()) {
+            table.refuse("cert", "clashes: an earlier certificate has the same file");
+        }
+        Some(files)
+    });
+    certificates.into_iter().flatten().collect()
+}
+
 /// `None` if something is wrong with it, which the table knows by then.
 fn read_route(table: &mut TableReader<'_>) -> Option<RouteConfig> {
     for key in ["upstream", "directory"] {
@@ -321,6 +386,8 @@ fn is_redirect_target(to: &str) -> bool {
     let path = to.starts_with('/') && !to.starts_with("//");
     (absolute || path) && !to.contains(['?', '#'])
 }
+
+mod newer;
 
 #[cfg(test)]
 mod tests;

@@ -4,9 +4,10 @@
 
 use crate::{
     Shared,
-    certificates::{self, Disk, Follower, Shelf, Standing},
+    certificates::{self, Disk, Follower, OwnFiles, Shelf, Standing},
     metrics, readiness,
     registry::{self, Directory, Terms},
+    reload::{Reloader, Reread},
     status,
 };
 use chassis::{
@@ -63,7 +64,7 @@ pub(crate) struct Control {
 /// Why it is not ready yet; held from the first moment on.
 struct Latches {
     enrolled: Latch,
-    /// `None` where HTTPS is off.
+    /// `None` where HTTPS is off, or the operator has brought certificates.
     certified: Option<Latch>,
     settled: Latch,
 }
@@ -92,9 +93,13 @@ impl Control {
         directory.deny(denied.clone());
         let standing = watch::Sender::new(Standing::new(&shelf));
         let readiness = Readiness::new();
+        let has_own = shared.certificates.load().entries().iter().any(|entry| entry.from_file);
         let latches = Latches {
             enrolled: readiness.latch("no identity from the cert-sidecar yet"),
-            certified: shared.https_port.map(|_| readiness.latch("no certificate from the cert-sidecar yet")),
+            certified: shared
+                .https_port
+                .filter(|_| !has_own)
+                .map(|_| readiness.latch("no certificate from the cert-sidecar yet")),
             settled: readiness.latch("waiting for nodes to come back"),
         };
         Self {
@@ -110,6 +115,24 @@ impl Control {
             identity: Arc::default(),
             standing,
             latches,
+        }
+    }
+
+    /// Who puts newer configurations in force. `common` and `reread` as in [`crate::run`].
+    pub(crate) fn reloader(
+        &self,
+        common: config::Shared,
+        reread: Reread,
+        own: Arc<OwnFiles>,
+        lifecycle: &Lifecycle,
+    ) -> Reloader {
+        Reloader {
+            shared: Arc::clone(&self.shared),
+            directory: Arc::clone(&self.directory),
+            common,
+            reread,
+            own,
+            lifecycle: lifecycle.clone(),
         }
     }
 
@@ -177,7 +200,7 @@ impl Control {
         let mut tasks = JoinSet::new();
         let (waiting, registrations) = (Arc::clone(&shared), directory.registrations());
         tasks.spawn(async move {
-            let (first_start, hold) = (waiting.settled.load(Ordering::Relaxed), waiting.config.start_hold);
+            let (first_start, hold) = (waiting.settled.load(Ordering::Relaxed), waiting.config.load().start_hold);
             readiness::settled(first_start, hold, registrations).await;
             waiting.settled.store(true, Ordering::Relaxed);
             drop(settled);
@@ -190,7 +213,6 @@ impl Control {
         let terms = Terms {
             connections: shared.connections.get(),
             identity: identity.clone(),
-            advertised: shared.config.advertised_networks.clone(),
             directory: Arc::clone(&directory),
             stopping,
         };

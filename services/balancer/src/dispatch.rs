@@ -69,6 +69,12 @@ impl<W> Dispatch<W> {
         }
     }
 
+    /// Another room for newcomers, other reserves. Who waits and what is held stays.
+    pub fn retune(&mut self, room: Room, reserves: &[u32]) {
+        self.line.set_room(room);
+        self.reserves.resize(reserves);
+    }
+
     /// A permit of an endpoint that holds the fewest, if one is free that this class may have; equals at random. The
     /// endpoints in `tried` are passed over as long as another one is usable. Where nothing is free, a place on the
     /// shortest deck.

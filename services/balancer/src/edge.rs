@@ -31,7 +31,7 @@ impl Edge {
     pub fn new(shared: Arc<Shared>, log: AccessLog) -> Self {
         Self {
             pool: Pool::new(Arc::clone(&shared)),
-            buffers: Buffers::new(shared.config.buffers.as_u64() / shared.config.threads.max(1) as u64),
+            buffers: Buffers::new(shared.config.load().buffers_per_core()),
             shared,
             log,
             metrics: EdgeMetrics::register(),

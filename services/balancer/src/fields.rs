@@ -1,25 +1,14 @@
 //! What happens to header fields on their way through. In: a request's or response's fields. Out: what the next hop
-//! may see, and the forwarding fields, which only we set. Pure.
+//! may see. Pure. What we say of where a request came from is `origin`'s.
 
-use chassis::config::Network;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use proto::forwarding::{is_disguised, is_forwarding, is_ours, parse_address};
-use std::{
-    cell::RefCell,
-    fmt::Write,
-    net::{IpAddr, SocketAddr},
-};
+use proto::forwarding::{is_disguised, is_forwarding, is_ours};
 
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const SERVERY_PASS: HeaderName = HeaderName::from_static(proto::PASS_HEADER);
 pub const SERVERY_CONNECTION: HeaderName = HeaderName::from_static(proto::CONNECTION_HEADER);
 pub const SERVERY_REFUSED: HeaderName = HeaderName::from_static(proto::REFUSED_HEADER);
 pub const SERVERY_DEBUG: HeaderName = HeaderName::from_static("servery-debug");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
-const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 
 /// Fields that end at this hop (RFC 9110, section 7.6.1), and `Trailer`, because trailers are not forwarded.
 /// `Transfer-Encoding` and `Content-Length` are hyper's business, from the body it is given.
@@ -107,110 +96,6 @@ fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
     }
 }
 
-/// What we know of the connection a request came over, once per connection.
-#[derive(Debug)]
-pub struct Hop {
-    pub peer: IpAddr,
-    /// Whether the peer is one of `trusted_proxies`.
-    pub trusted: bool,
-    pub scheme: &'static str,
-    peer_value: HeaderValue,
-    /// For the host that was asked for last: nearly always the next one too, and each value costs an allocation.
-    said: RefCell<Option<Said>>,
-}
-
-/// What we say of a request, apart from its prefix.
-#[derive(Clone, Debug)]
-struct Said {
-    host: HeaderValue,
-    port: HeaderValue,
-    forwarded: HeaderValue,
-}
-
-impl Hop {
-    pub fn new(peer: SocketAddr, scheme: &'static str, trusted_proxies: &[Network]) -> Self {
-        // a dual-stack socket shows IPv4 peers as mapped addresses
-        let peer = peer.ip().to_canonical();
-        let trusted = trusted_proxies.iter().any(|network| network.contains(peer));
-        let peer_value = HeaderValue::try_from(peer.to_string()).expect("an address is a field value");
-        Self { peer, trusted, scheme, peer_value, said: RefCell::new(None) }
-    }
-
-    /// Where the request came from: the nearest address that is not a trusted proxy's.
-    pub fn client(&self, headers: &HeaderMap, trusted_proxies: &[Network]) -> IpAddr {
-        if !self.trusted {
-            return self.peer;
-        }
-        let fields: Vec<&str> =
-            headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
-        let mut client = self.peer;
-        for hop in fields.iter().rev().flat_map(|field| field.rsplit(',')) {
-            let Some(address) = parse_address(hop.trim()) else { break };
-            client = address;
-            if !trusted_proxies.iter().any(|network| network.contains(address)) {
-                break;
-            }
-        }
-        client
-    }
-
-    /// Says where the request came from, after `clean_request`. A trusted proxy's own words stay, with ours behind.
-    pub fn forward(&self, headers: &mut HeaderMap, host: &HeaderValue, port: Option<u16>, stripped: Option<&str>) {
-        let said = self.say(host, port);
-        append(headers, X_FORWARDED_FOR, &self.peer_value);
-        // with an untrusted peer there is none of these left
-        headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static(self.scheme));
-        headers.entry(X_FORWARDED_HOST).or_insert(said.host);
-        headers.entry(X_FORWARDED_PORT).or_insert(said.port);
-        if let Some(prefix) = stripped {
-            // a proxy before us may have stripped one of its own
-            let outer = headers.get(X_FORWARDED_PREFIX).and_then(|outer| outer.to_str().ok()).unwrap_or_default();
-            let prefix = format!("{}{prefix}", outer.trim_end_matches('/'));
-            let prefix = HeaderValue::try_from(prefix).expect("prefixes are made of visible characters");
-            headers.insert(X_FORWARDED_PREFIX, prefix);
-        }
-        append(headers, header::FORWARDED, &said.forwarded);
-    }
-
-    fn say(&self, host: &HeaderValue, port: Option<u16>) -> Said {
-        let mut last = self.said.borrow_mut();
-        if let Some(said) = last.as_ref().filter(|said| said.host == host) {
-            return said.clone();
-        }
-        let port = match (port, self.scheme) {
-            (None, "https") => HeaderValue::from_static("443"),
-            (None, _) => HeaderValue::from_static("80"),
-            (Some(port), _) => HeaderValue::from(port),
-        };
-        let mut forwarded = String::with_capacity(64);
-        // writing to a string does not fail
-        match self.peer {
-            IpAddr::V4(address) => _ = write!(forwarded, "for={address}"),
-            IpAddr::V6(address) => _ = write!(forwarded, "for=\"[{address}]\""),
-        }
-        let _ = write!(forwarded, ";host=\"{}\";proto={}", host.to_str().unwrap_or_default(), self.scheme);
-        let forwarded =
-            HeaderValue::try_from(forwarded).expect("a valid host has nothing that a quoted string refuses");
-        last.insert(Said { host: host.clone(), port, forwarded }).clone()
-    }
-}
-
-/// One field with a list, as RFC 9110 section 5.3 allows: some applications look at the first field only.
-fn append(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
-    if !headers.contains_key(&name) {
-        headers.insert(name, value.clone());
-        return;
-    }
-    let mut list = Vec::new();
-    for earlier in headers.get_all(&name) {
-        list.extend_from_slice(earlier.as_bytes());
-        list.extend_from_slice(b", ");
-    }
-    list.extend_from_slice(value.as_bytes());
-    let list = HeaderValue::from_bytes(&list).expect("field values joined by a comma are a field value");
-    headers.insert(name, list);
-}
-
 /// An id a trusted proxy gave the request, if it can stand in logs as it is.
 pub fn believed_id(headers: &HeaderMap, trusted: bool) -> Option<HeaderValue> {
     let id = headers.get(X_REQUEST_ID).filter(|_| trusted)?;
@@ -245,10 +130,6 @@ mod tests {
         let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         names
-    }
-
-    fn hop(trusted: &[Network]) -> Hop {
-        Hop::new("[::ffff:10.0.0.9]:1234".parse().unwrap(), "https", trusted)
     }
 
     #[test]
@@ -322,53 +203,9 @@ mod tests {
     }
 
     #[test]
-    fn forwarding_fields_name_the_peer() {
-        let mut request = HeaderMap::new();
-        hop(&[]).forward(&mut request, &HeaderValue::from_static("a.org:8443"), Some(8443), Some("/flask"));
-        assert_eq!(request["x-forwarded-for"], "10.0.0.9");
-        assert_eq!(request["x-forwarded-proto"], "https");
-        assert_eq!(request["x-forwarded-host"], "a.org:8443");
-        assert_eq!(request["x-forwarded-port"], "8443");
-        assert_eq!(request["x-forwarded-prefix"], "/flask");
-        assert_eq!(request["forwarded"], "for=10.0.0.9;host=\"a.org:8443\";proto=https");
-    }
-
-    #[test]
-    fn another_host_on_the_same_connection_is_said_anew() {
-        let hop = hop(&[]);
-        for (host, port) in [("a.org", None), ("a.org", None), ("b.org:81", Some(81)), ("a.org", None)] {
-            let mut request = HeaderMap::new();
-            hop.forward(&mut request, &HeaderValue::from_static(host), port, None);
-            assert_eq!(request["forwarded"], format!("for=10.0.0.9;host=\"{host}\";proto=https"));
-            assert_eq!(request["x-forwarded-port"], port.unwrap_or(443).to_string());
-            assert_eq!(request["x-forwarded-host"], host);
-        }
-    }
-
-    #[test]
-    fn a_trusted_proxy_is_believed_and_we_add_ourselves() {
-        let trusted: Vec<Network> = vec!["10.0.0.0/8".parse().unwrap()];
-        let hop = hop(&trusted);
-        let mut request = headers(&[
-            ("x-forwarded-for", "6.6.6.6, 1.2.3.4"),
-            ("x-forwarded-for", "[2001:db8::1]:80, 10.0.0.1"),
-            ("x-forwarded-proto", "http"),
-            ("x-request-id", "abc-1"),
-        ]);
-        assert_eq!(hop.client(&request, &trusted), "2001:db8::1".parse::<IpAddr>().unwrap());
-        assert_eq!(believed_id(&request, hop.trusted).unwrap(), "abc-1");
-        assert_eq!(believed_id(&request, false), None);
-        hop.forward(&mut request, &HeaderValue::from_static("a.org"), None, None);
-        assert_eq!(request["x-forwarded-for"], "6.6.6.6, 1.2.3.4, [2001:db8::1]:80, 10.0.0.1, 10.0.0.9");
-        assert_eq!(request.get_all("x-forwarded-for").iter().count(), 1);
-        assert_eq!(request["x-forwarded-proto"], "http");
-        assert_eq!(request["x-forwarded-port"], "443");
-        let garbage = headers(&[("x-forwarded-for", "1.2.3.4, nonsense, 10.0.0.1")]);
-        assert_eq!(hop.client(&garbage, &trusted), "10.0.0.1".parse::<IpAddr>().unwrap());
-    }
-
-    #[test]
-    fn ids_are_taken_only_when_plain() {
+    fn ids_are_taken_only_when_plain_and_from_who_is_trusted() {
+        assert_eq!(believed_id(&headers(&[("x-request-id", "abc-1")]), true).unwrap(), "abc-1");
+        assert_eq!(believed_id(&headers(&[("x-request-id", "abc-1")]), false), None);
         for bad in ["", "a b", "a\"b", &"x".repeat(129)] {
             assert_eq!(believed_id(&headers(&[("x-request-id", bad)]), true), None, "{bad:?}");
         }

@@ -158,6 +158,11 @@ impl Plane {
 
     /// A TLS client that trusts exactly the certificate in use.
     pub(crate) async fn tls(&self, alpn: &[&[u8]]) -> tokio_rustls::client::TlsStream<TcpStream> {
+        self.tls_after(b"", alpn).await
+    }
+
+    /// The same, after these bytes.
+    pub(crate) async fn tls_after(&self, first: &[u8], alpn: &[&[u8]]) -> tokio_rustls::client::TlsStream<TcpStream> {
         let mut roots = rustls::RootCertStore::empty();
         let certificates = self.shared.certificates.load_full();
         roots.add(certificates.entries()[0].key.end_entity_cert().unwrap().clone()).unwrap();
@@ -165,7 +170,8 @@ impl Plane {
         let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let mut config = builder.unwrap().with_root_certificates(roots).with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-        let stream = TcpStream::connect(self.https).await.unwrap();
+        let mut stream = TcpStream::connect(self.https).await.unwrap();
+        stream.write_all(first).await.unwrap();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         connector.connect("localhost".try_into().unwrap(), stream).await.unwrap()
     }

@@ -8,10 +8,10 @@
 use crate::{
     body::Body,
     edge::Edge,
-    farewell,
-    fields::{self, Hop},
+    farewell, fields,
     forward::{Answer, Head, forward},
     host::{self, Host},
+    origin::{Hop, Origin},
     patience::Patient,
     record::Record,
     redirect,
@@ -75,7 +75,7 @@ const PREFACE: usize = 24;
 pub struct Server {
     pub(crate) edge: Rc<Edge>,
     scheme: &'static str,
-    /// Redirects everything to this port over HTTPS.
+    /// Redirects everything to HTTPS: to this port, unless the configuration names another.
     redirect_to: Option<u16>,
     http1: http1::Builder,
     http2: http2::Builder<LocalExecutor>,
@@ -102,14 +102,10 @@ pub enum Protocol {
 }
 
 impl Server {
-    /// `redirect_to`: the port of HTTPS, for the plain listener beside it.
+    /// `redirect_to`: the bound port of HTTPS, for the plain listener beside it.
     pub fn new(edge: &Rc<Edge>, scheme: &'static str, redirect_to: Option<u16>) -> Self {
         let mut http1 = http1::Builder::new();
-        http1
-            .timer(TokioTimer::new())
-            .header_read_timeout(edge.shared.config.header_timeout)
-            .max_header_size(HEAD)
-            .max_buf_size(BUFFER);
+        http1.timer(TokioTimer::new()).max_header_size(HEAD).max_buf_size(BUFFER);
         let mut http2 = http2::Builder::new(LocalExecutor);
         http2
             .timer(TokioTimer::new())
@@ -136,9 +132,13 @@ impl Server {
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let config = &self.edge.shared.config;
+        // what a connection is told of its limits, it keeps
+        let config = self.edge.shared.config.load_full();
         let stream = Patient::new(stream, config.body_timeout);
         let hop = Rc::new(Hop::new(peer, self.scheme, &config.trusted_proxies));
+        let redirect_to = self.redirect_to.map(|port| config.public_https_port.unwrap_or(port));
+        let mut http1 = self.http1.clone();
+        http1.header_read_timeout(config.header_timeout);
         let any = Cell::new(false);
         // what the connection becomes after its last request
         let tunnel: Rc<Cell<Option<Switched>>> = Rc::default();
@@ -147,7 +147,7 @@ impl Server {
         let service = service_fn(|request| {
             any.set(true);
             let answering = (protocol == Protocol::Http1).then(|| turn.begin());
-            let (edge, hop, redirect_to) = (Rc::clone(&self.edge), Rc::clone(&hop), self.redirect_to);
+            let (edge, hop) = (Rc::clone(&self.edge), Rc::clone(&hop));
             let tunnel = Rc::clone(&tunnel);
             async move { Ok::<_, Infallible>(handle(edge, &hop, redirect_to, request, answering, &tunnel).await) }
         });
@@ -155,7 +155,6 @@ impl Server {
             Protocol::Http1 => {
                 let (stream, left) = Strict::new(stream, FRAME, &turn);
                 remains = Some(left);
-                let mut http1 = self.http1.clone();
                 // it came in just before the listener closed: answer its one request
                 http1.keep_alive(!draining.is_cancelled());
                 let connection = http1.serve_connection(TokioIo::new(stream), service);
@@ -251,15 +250,16 @@ async fn handle(
 ) -> Response<Body> {
     let wish = Wish::of(&mut request);
     let (head, incoming) = request.into_parts();
-    let config = &edge.shared.config;
-    let client = hop.client(&head.headers, &config.trusted_proxies);
+    let config = edge.shared.config.load();
+    let origin = hop.origin(&head.headers, &config.trusted_proxies);
     let debug = head.headers.contains_key(fields::SERVERY_DEBUG)
-        && config.debug_networks.iter().any(|network| network.contains(client));
+        && config.debug_networks.iter().any(|network| network.contains(origin.client));
+    drop(config);
     let id = fields::believed_id(&head.headers, hop.trusted).unwrap_or_else(|| edge.request_id());
-    let mut record = Record::begin(&edge, id, client, (head.method.clone(), head.uri.clone(), head.version));
+    let mut record = Record::begin(&edge, id, origin.client, (head.method.clone(), head.uri.clone(), head.version));
     record.trace_id = fields::trace_id(&head.headers);
     record.answering = answering;
-    let answered = answer(&edge, hop, redirect_to, (head, incoming), wish, &mut record).await;
+    let answered = answer(&edge, (hop, &origin), redirect_to, (head, incoming), wish, &mut record).await;
     let (mut response, tunnel) = match answered {
         Ok(answered) => answered,
         Err(reject) => {
@@ -290,7 +290,7 @@ async fn handle(
 
 async fn answer(
     edge: &Rc<Edge>,
-    hop: &Hop,
+    (hop, origin): (&Hop, &Origin),
     redirect_to: Option<u16>,
     (mut head, incoming): (Parts, Incoming),
     wish: Option<Wish>,
@@ -306,7 +306,8 @@ async fn answer(
     if head.method == Method::CONNECT {
         return Err(Reject::BadTarget);
     }
-    if let Some(port) = redirect_to {
+    // a trusted proxy may have taken off the TLS
+    if let Some(port) = redirect_to.filter(|_| origin.scheme != "https") {
         return Ok((redirect::to_https(&host, &head.uri, port), None));
     }
     // the one snapshot of this request
@@ -322,8 +323,9 @@ async fn answer(
     };
     record.app = Some(Arc::clone(app));
 
-    let config = &edge.shared.config;
+    let config = edge.shared.config.load();
     let limits = BodyLimits { bytes: config.max_body.as_u64(), stall: config.body_timeout };
+    drop(config);
     let length = http_body::Body::size_hint(&incoming).exact();
     let body = RequestSource::new(incoming, limits, &edge.buffers)?;
     record.body.clone_from(&body);
@@ -334,7 +336,7 @@ async fn answer(
     fields::say_length(headers, length);
     fields::join_cookies(headers);
     let stripped = route.strip_prefix.then(|| route.prefix.as_str()).filter(|prefix| *prefix != "/");
-    hop.forward(headers, &value, host.port, stripped);
+    hop.forward(headers, origin, &value, host.port, stripped);
     headers.insert(header::HOST, value.clone());
     headers.insert(fields::X_REQUEST_ID, record.id.clone());
     let wish = wish.map(|wish| wish.admit(&edge.shared)).transpose()?;

@@ -1,9 +1,9 @@
 //! The balancer: terminates TLS, routes, holds the one queue of each app, picks a worker, forwards. In reading order:
-//! `listener`, `tls`, `http` (with `strict`, `farewell`, `host`, `fields`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
+//! `listener`, `proxy_protocol`, `tls`, `http` (with `strict`, `farewell`, `host`, `fields`, `origin`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
 //! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `relay`, `ahead`, `buffers`, `body`, `tunnel`), `retry`, `reject`,
 //! `accesslog` (with `record`), `metrics`
 //! are the data plane, one runtime per core with its `edge`; `registry`, `certificates`, `readiness`,
-//! `status` are the control plane, on the process's first runtime. The two meet in [`Shared`] only.
+//! `status`, `reload` are the control plane, on the process's first runtime. The two meet in [`Shared`] only.
 
 pub mod accesslog;
 mod ahead;
@@ -31,7 +31,9 @@ pub mod http;
 pub mod levels;
 pub mod listener;
 pub mod metrics;
+pub mod origin;
 pub mod patience;
+mod proxy_protocol;
 pub mod queue;
 mod readiness;
 pub mod record;
@@ -39,6 +41,7 @@ pub mod redirect;
 pub mod registry;
 pub mod reject;
 pub mod relay;
+pub mod reload;
 pub mod retry;
 pub mod route;
 pub mod source;
@@ -51,28 +54,33 @@ pub mod upstream;
 pub use config::Config;
 
 use anyhow::Context as _;
-use app::{Apps, Limits};
+use app::Apps;
 use arc_swap::ArcSwap;
+use certificates::{Offers, OwnFiles};
 use chassis::{
     admin,
     discovery::Discovery,
-    lifecycle::{Lifecycle, Phase},
+    lifecycle::{Commands, Lifecycle, Phase},
     listen::ListenAddr,
     telemetry::PrometheusHandle,
 };
 use config::RouteTarget;
 use control::{Control, Kept};
 use listener::Sockets;
+use reload::Reread;
 use route::{Route, Target};
 use std::{
     num::NonZeroU32,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
     time::Duration,
 };
-use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet, time::timeout};
+
+/// More than any machine has descriptors for.
+const CONNECTIONS_MAX: usize = u32::MAX as usize;
 
 /// What the control plane may take for its last words, after the data plane has drained.
 const LAST_WORDS: Duration = Duration::from_secs(3);
@@ -80,13 +88,17 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 /// What the control plane writes and the data plane reads.
 #[derive(Debug)]
 pub struct Shared {
-    pub config: Config,
-    /// What a redirect to HTTPS names: `public_https_port`, or the port that `https` was bound to. `None`: HTTPS is
-    /// off, and the routes are served over plain HTTP.
+    /// Swapped whole. What a connection or a request has taken out of it, it keeps.
+    pub config: ArcSwap<Config>,
+    /// The port that `https` was bound to. `None`: HTTPS is off, and the routes are served over plain HTTP.
     pub https_port: Option<u16>,
     pub routes: ArcSwap<route::Table>,
     pub certificates: ArcSwap<tls::CertificateSet>,
+    /// What `certificates` is made of.
+    offers: Mutex<Offers>,
     pub apps: Arc<Apps>,
+    /// One for each client connection that may be open.
+    pub slots: Arc<Semaphore>,
     /// The upper half of the numbers of this process's connections to workers.
     pub connections: NonZeroU32,
     /// The lower half of the newest one.
@@ -100,18 +112,16 @@ pub struct Shared {
 impl Shared {
     /// With the configured routes, and no node yet.
     pub fn new(config: Config, https_port: Option<u16>, certificates: tls::CertificateSet) -> Arc<Self> {
-        let limits = Limits {
-            queue_length: config.queue_length,
-            client_share: config.queue_client_share,
-            queue_deadline: config.queue_deadline,
-        };
-        let reserves = config.reserves();
+        let (limits, reserves) = (config.limits(), config.reserves());
+        let slots = Arc::new(Semaphore::new(config.max_connections.min(CONNECTIONS_MAX)));
         let shared = Self {
-            config,
+            config: ArcSwap::from_pointee(config),
             https_port,
             routes: ArcSwap::default(),
             certificates: ArcSwap::from_pointee(certificates),
+            offers: Mutex::default(),
             apps: Apps::with_reserves(limits, reserves),
+            slots,
             connections: rand::random(),
             connected: AtomicU32::new(0),
             tunnels: AtomicUsize::new(0),
@@ -119,6 +129,23 @@ impl Shared {
         };
         shared.routes.store(Arc::new(route::Table::new(&shared.configured(), &[])));
         Arc::new(shared)
+    }
+
+    /// Another number of client connections. Where fewer may be open than are, no more are accepted until enough have
+    /// ended by themselves.
+    fn resize(&self, old: usize, new: usize) {
+        let (old, new) = (old.min(CONNECTIONS_MAX), new.min(CONNECTIONS_MAX));
+        if let Some(more) = new.checked_sub(old) {
+            self.slots.add_permits(more);
+            return;
+        }
+        let (slots, fewer) = (Arc::clone(&self.slots), u32::try_from(old - new).unwrap_or(u32::MAX));
+        tokio::spawn(async move {
+            // it waits in the line of those who accept: they go on when it has what it needs
+            if let Ok(taken) = slots.acquire_many(fewer).await {
+                taken.forget();
+            }
+        });
     }
 
     /// A number for a connection to a worker. By the time that the lower half has gone round, four billion connections
@@ -129,7 +156,8 @@ impl Shared {
 
     /// The routes of the configuration. Their apps are known from now on: requests wait for their first node.
     fn configured(&self) -> Vec<Route> {
-        let routes = self.config.routes.iter().map(|route| Route {
+        let config = self.config.load();
+        let routes = config.routes.iter().map(|route| Route {
             host: route.host.clone(),
             prefix: route.prefix.clone(),
             target: match &route.target {
@@ -164,7 +192,7 @@ impl Listeners {
         } else {
             Some(bind_one(&config.admin, "balancer.admin", "metrics, health and status")?)
         };
-        Ok(Self { cores, https_port: bound.map(|port| config.public_https_port.unwrap_or(port)), control, admin })
+        Ok(Self { cores, https_port: bound, control, admin })
     }
 }
 
@@ -192,27 +220,42 @@ fn bind_one(address: &ListenAddr, key: &'static str, what: &str) -> anyhow::Resu
 }
 
 /// Runs the role until the lifecycle has drained it: bind everything, serve at once with a certificate of our own, and
-/// while that runs enrol, open the registry, follow the cert-sidecar. `common` is what every role is told.
+/// while that runs enrol, open the registry, follow the cert-sidecar. `common` is what every role is told; `reread` is
+/// asked for both again when `commands` says so.
 pub async fn run(
     config: Config,
     common: chassis::config::Shared,
     telemetry: PrometheusHandle,
     lifecycle: Lifecycle,
+    commands: Commands,
+    reread: Reread,
 ) -> anyhow::Result<()> {
     let Listeners { cores, https_port, control: listener, admin } = Listeners::bind(&config)?;
     let discovery = Discovery::new(&common.nameservers)?;
     let kept = Kept::read(&common, config.cache_certificates);
-    let certificates = kept.shelf.set().map_or_else(tls::CertificateSet::self_signed, Ok)?;
-    let shared = Shared::new(config, https_port, certificates);
-    ::metrics::gauge!("servery_balancer_config_version").set(1.0);
+    let own = Arc::new(OwnFiles::default());
+    let opened = own.open(&config.certificates).map_err(|errors| {
+        for error in &errors {
+            tracing::error!("balancer.certificate: {error}");
+        }
+        anyhow::anyhow!("{} of the configured certificates cannot be used", errors.len())
+    })?;
+    let shared = Shared::new(config, https_port, tls::CertificateSet::self_signed()?);
+    let (watched, pushed) = (own.watch(opened), kept.shelf.entries());
+    if !watched.is_empty() || !pushed.is_empty() {
+        shared.offer(|offers| *offers = Offers { own: watched, pushed });
+    }
 
-    let control = Control::new(Arc::clone(&shared), common, discovery, kept);
+    let control = Control::new(Arc::clone(&shared), common.clone(), discovery, kept);
+    let reloader = control.reloader(common, reread, Arc::clone(&own), &lifecycle);
     let stopping = control.stopping.clone();
     // Ends with this function, whichever way it ends.
     let mut tasks = JoinSet::new();
     if let Some(listener) = admin {
         tasks.spawn(admin::serve(listener, control.admin(telemetry, &lifecycle)));
     }
+    tasks.spawn(reloader.obey(commands));
+    tasks.spawn(certificates::keep_looking(Arc::clone(&shared), own));
     let mut control_plane = JoinSet::new();
     control_plane.spawn(control.run(listener));
     let apps = Arc::clone(&shared.apps);

@@ -11,7 +11,7 @@ use crate::{
     edge::Edge,
     http::{Protocol, Server},
     metrics::{ConnectionGauges, Counted},
-    tls,
+    proxy_protocol, tls,
 };
 use chassis::lifecycle::{Lifecycle, Phase};
 use metrics::counter;
@@ -30,7 +30,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, oneshot},
     task::{JoinSet, LocalSet},
-    time::timeout,
+    time::{Instant, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -104,7 +104,7 @@ pub(crate) fn spawn_cores_logging_to(
     lifecycle: &Lifecycle,
 ) -> Result<Cores, StartError> {
     let acceptor = TlsAcceptor::from(tls::server_config(shared)?);
-    let slots = Arc::new(Semaphore::new(shared.config.max_connections));
+    let slots = Arc::clone(&shared.slots);
     let (sink, writer) = spawn_writer(log)?;
     let mut threads = Vec::with_capacity(sockets.len());
     for (number, sockets) in sockets.into_iter().enumerate() {
@@ -160,12 +160,12 @@ impl Core {
         let redirect_to = self.shared.https_port;
         let plain =
             self.sockets.http.map(|socket| Listener::new(socket, Server::new(&edge, "http", redirect_to), None));
-        let tls = (self.acceptor, self.shared.config.handshake_timeout);
+        let tls = self.acceptor;
         let secure =
             self.sockets.https.map(|socket| Listener::new(socket, Server::new(&edge, "https", None), Some(tls)));
         let (plain, secure) = (plain.transpose()?, secure.transpose()?);
         let serve = async |listener: Option<Listener>| match listener {
-            Some(listener) => listener.run(&self.slots, &self.lifecycle, self.shared.config.drain).await,
+            Some(listener) => listener.run(&self.slots, &self.lifecycle).await,
             None => self.lifecycle.reached(Phase::Draining).await,
         };
         tokio::join!(serve(plain), serve(secure));
@@ -182,6 +182,7 @@ async fn keep(edge: Rc<Edge>) {
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
             edge.metrics.log_lines_lost.increment(edge.log.take_lost());
+            edge.buffers.resize(edge.shared.config.load().buffers_per_core());
         }
     };
     tokio::join!(edge.log.keep_flushed(), edge.pool.keep_swept(), count);
@@ -192,17 +193,17 @@ struct Listener {
     socket: TcpListener,
     server: Rc<Server>,
     gauges: Rc<ConnectionGauges>,
-    tls: Option<(TlsAcceptor, Duration)>,
+    tls: Option<TlsAcceptor>,
 }
 
 impl Listener {
-    fn new(socket: net::TcpListener, server: Server, tls: Option<(TlsAcceptor, Duration)>) -> io::Result<Self> {
+    fn new(socket: net::TcpListener, server: Server, tls: Option<TlsAcceptor>) -> io::Result<Self> {
         let name = if tls.is_some() { "https" } else { "http" };
         let gauges = Rc::new(ConnectionGauges::new(name));
         Ok(Self { socket: TcpListener::from_std(socket)?, server: Rc::new(server), gauges, tls })
     }
 
-    async fn run(self, slots: &Arc<Semaphore>, lifecycle: &Lifecycle, drain: Duration) {
+    async fn run(self, slots: &Arc<Semaphore>, lifecycle: &Lifecycle) {
         let draining = CancellationToken::new();
         let mut connections = JoinSet::new();
         let accepting = async {
@@ -228,6 +229,7 @@ impl Listener {
             () = accepting => {}
         }
         draining.cancel();
+        let drain = self.server.edge.shared.config.load().drain;
         // what the kernel has accepted already would be reset when the socket closes
         for _ in 0..LAST_ACCEPTS {
             let Some(Ok((stream, peer))) = futures_util::FutureExt::now_or_never(self.socket.accept()) else { break };
@@ -252,8 +254,8 @@ impl Listener {
     /// One connection from its first byte to its last.
     fn connection(
         &self,
-        stream: TcpStream,
-        peer: SocketAddr,
+        mut stream: TcpStream,
+        mut peer: SocketAddr,
         draining: CancellationToken,
     ) -> impl Future<Output = ()> + 'static {
         let (server, gauges, tls) = (Rc::clone(&self.server), Rc::clone(&self.gauges), self.tls.clone());
@@ -263,13 +265,25 @@ impl Listener {
                 tracing::debug!(%peer, %error, "a client left at once");
                 return;
             }
-            let Some((acceptor, limit)) = tls else {
+            let (proxied, limit) = {
+                let config = server.edge.shared.config.load();
+                (config.speaks_proxy_protocol(peer), config.handshake_timeout)
+            };
+            let deadline = Instant::now() + limit;
+            if proxied {
+                let _shaking = Counted::new(&gauges.handshake);
+                match proxy_protocol::introduce(&mut stream, peer, deadline).await {
+                    Some(client) => peer = client,
+                    None => return,
+                }
+            }
+            let Some(acceptor) = tls else {
                 let _open = Counted::new(&gauges.open);
                 server.serve(stream, peer, Protocol::Http1, &draining).await;
                 return;
             };
             let shaking = Counted::new(&gauges.handshake);
-            let result = timeout(limit, acceptor.accept(stream)).await;
+            let result = timeout_at(deadline, acceptor.accept(stream)).await;
             drop(shaking);
             let stream = match result {
                 Ok(Ok(stream)) => stream,

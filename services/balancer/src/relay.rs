@@ -45,7 +45,7 @@ impl Relay {
         request: Option<Rc<RequestSource>>,
         incoming: Incoming,
     ) -> Self {
-        let limit = permit.endpoint().node.patience(edge.shared.config.response_timeout);
+        let limit = permit.endpoint().node.patience(edge.shared.config.load().response_timeout);
         let patience = Patience::new(limit);
         let held = Held { edge: Rc::clone(edge), connection, permit, request };
         let mut relay = Self { incoming, patience, held: Some(held) };

@@ -37,7 +37,7 @@ pub(crate) fn page(shared: &Shared, facts: &Facts<'_>) -> Value {
                 "names": entry.hosts,
                 "not_after": text(entry.not_after),
                 "issuer": entry.issuer,
-                "source": source.map_or("self-signed", |(_, source)| source),
+                "source": if entry.from_file { "file" } else { source.map_or("self-signed", |(_, source)| source) },
             })
         })
         .collect();

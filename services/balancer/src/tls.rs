@@ -22,13 +22,28 @@ use x509_parser::{
 /// One certificate in use.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// The name in the cert-sidecar's configuration; "self-signed" before that has spoken.
+    /// The name in the cert-sidecar's configuration; "self-signed" before that has spoken; the path of an own one.
     pub name: String,
     /// Host names, "*.example.com", and addresses, in lower case.
     pub hosts: Vec<String>,
     pub key: Arc<CertifiedKey>,
+    pub not_before: OffsetDateTime,
     pub not_after: OffsetDateTime,
     pub issuer: String,
+    /// One of the operator's own.
+    pub from_file: bool,
+}
+
+impl Entry {
+    pub fn is_good_at(&self, now: OffsetDateTime) -> Result<(), CertificateError> {
+        if now > self.not_after {
+            return Err(CertificateError::Expired(self.not_after));
+        }
+        if now < self.not_before {
+            return Err(CertificateError::NotYetValid(self.not_before));
+        }
+        Ok(())
+    }
 }
 
 /// The certificates of one snapshot.
@@ -84,6 +99,8 @@ pub enum CertificateError {
     NoCertificate,
     #[error("the certificate or its key cannot be read: {0}")]
     Unreadable(String),
+    #[error("the certificate names no host: it has no alternative name (subjectAltName)")]
+    NoHost,
     #[error("the key does not fit the certificate: {0}")]
     Key(#[source] rustls::Error),
     #[error("it is not valid before {0}")]
@@ -107,22 +124,67 @@ pub fn certified_key(
     let leaf = chain.first().ok_or(CertificateError::NoCertificate)?.clone();
     let (_, parsed) =
         X509Certificate::from_der(&leaf).map_err(|error| CertificateError::Unreadable(error.to_string()))?;
-    let validity = parsed.validity();
-    let not_after = validity.not_after.to_datetime();
-    if now > not_after {
-        return Err(CertificateError::Expired(not_after));
-    }
-    let not_before = validity.not_before.to_datetime();
-    if now < not_before {
-        return Err(CertificateError::NotYetValid(not_before));
-    }
     let hosts: Vec<String> = hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
     if let Some(host) = hosts.iter().find(|host| !covers(&parsed, host)) {
         return Err(CertificateError::Host(host.clone()));
     }
-    let issuer = parsed.issuer().to_string();
+    let entry = Entry { hosts, ..unnamed(name, &parsed, chain, key)? };
+    entry.is_good_at(now)?;
+    Ok(entry)
+}
+
+/// Takes one of the operator's own: the key fits the certificate, which says for which hosts it is. Its time is not judged.
+pub fn own(
+    name: &str,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Entry, CertificateError> {
+    let leaf = chain.first().ok_or(CertificateError::NoCertificate)?.clone();
+    let (_, parsed) =
+        X509Certificate::from_der(&leaf).map_err(|error| CertificateError::Unreadable(error.to_string()))?;
+    let hosts = hosts_of(&parsed);
+    if hosts.is_empty() {
+        return Err(CertificateError::NoHost);
+    }
+    Ok(Entry { hosts, from_file: true, ..unnamed(name, &parsed, chain, key)? })
+}
+
+/// Whatever hosts it is for.
+fn unnamed(
+    name: &str,
+    leaf: &X509Certificate<'_>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Entry, CertificateError> {
+    let validity = leaf.validity();
     let key = CertifiedKey::from_der(chain, key, &default_provider()).map_err(CertificateError::Key)?;
-    Ok(Entry { name: name.to_owned(), hosts, key: Arc::new(key), not_after, issuer })
+    Ok(Entry {
+        name: name.to_owned(),
+        hosts: Vec::new(),
+        key: Arc::new(key),
+        not_before: validity.not_before.to_datetime(),
+        not_after: validity.not_after.to_datetime(),
+        issuer: leaf.issuer().to_string(),
+        from_file: false,
+    })
+}
+
+/// The alternative names that a client may ask for.
+fn hosts_of(certificate: &X509Certificate<'_>) -> Vec<String> {
+    let extensions = certificate.extensions().iter();
+    let names = extensions.filter_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectAlternativeName(names) => Some(&names.general_names),
+        _ => None,
+    });
+    let host = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(*bytes).ok().map(|bytes| IpAddr::from(bytes).to_string()),
+            _ => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| IpAddr::from(bytes).to_string()),
+        },
+        _ => None,
+    };
+    names.flatten().filter_map(host).collect()
 }
 
 /// Whether the certificate names the host: only its alternative names count (RFC 6125 and every browser).

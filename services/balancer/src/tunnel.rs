@@ -71,7 +71,7 @@ struct Place(Arc<Shared>);
 
 impl Place {
     fn take(shared: &Arc<Shared>) -> Option<Self> {
-        let most = shared.config.max_tunnels;
+        let most = shared.config.load().max_tunnels;
         let more = |tunnels: usize| (tunnels < most).then_some(tunnels + 1);
         shared.tunnels.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         Some(Self(Arc::clone(shared)))
@@ -112,7 +112,7 @@ impl Admitted {
             client: self.wish.client,
             worker: agreed.worker,
             connection: agreed.connection,
-            patience: edge.shared.config.body_timeout,
+            patience: edge.shared.config.load().body_timeout,
             _place: self.place,
             _counted: Counted::new(&app.metrics.tunnels),
         }

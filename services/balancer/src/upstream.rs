@@ -83,8 +83,8 @@ impl Pool {
 
     /// A new connection. Nothing was sent when this fails.
     pub async fn dial(&self, endpoint: &Arc<Endpoint>) -> Result<Connection, Reject> {
-        let dialled =
-            timeout(self.shared.config.connect_timeout, connect(endpoint)).await.map_err(|_| Reject::ConnectTimeout)?;
+        let limit = self.shared.config.load().connect_timeout;
+        let dialled = timeout(limit, connect(endpoint)).await.map_err(|_| Reject::ConnectTimeout)?;
         let stream = dialled.map_err(|error| {
             tracing::debug!(%error, address = %endpoint.address, "a worker cannot be reached");
             if error.kind() == io::ErrorKind::TimedOut { Reject::ConnectTimeout } else { Reject::ConnectRefused }

@@ -16,8 +16,9 @@ const DEFAULT: &str = "info";
 const SECONDS: [f64; 15] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 /// Installs the process's log and metrics recorder; call it once, in `main`. A second call leaves the first recorder
-/// in place and gives a handle that shows nothing, which is what a test wants.
-pub fn init(role: &str) -> PrometheusHandle {
+/// in place and gives a handle that shows nothing, which is what a test wants. Not `measured`, where nobody can ask for
+/// the metrics: then nothing is recorded, and recording costs nothing.
+pub fn init(role: &str, measured: bool) -> PrometheusHandle {
     let directives = std::env::var(VARIABLE).ok();
     let parsed = directives.as_deref().map(EnvFilter::try_new).transpose();
     let (filter, refused) = match parsed {
@@ -38,7 +39,9 @@ pub fn init(role: &str) -> PrometheusHandle {
         .expect("the bounds are not empty")
         .build_recorder();
     let handle = recorder.handle();
-    let _ = metrics::set_global_recorder(recorder);
+    if measured {
+        let _ = metrics::set_global_recorder(recorder);
+    }
     metrics::gauge!(format!("servery_{role}_build_info"), "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     handle
 }
@@ -49,7 +52,7 @@ mod tests {
 
     #[test]
     fn durations_are_counted_in_buckets_and_the_build_is_named() {
-        let handle = init("balancer");
+        let handle = init("balancer", true);
         metrics::histogram!("servery_balancer_test_seconds").record(0.3);
         let text = handle.render();
         assert!(text.contains(r#"servery_balancer_test_seconds_bucket{le="0.25"} 0"#), "{text}");

@@ -60,6 +60,7 @@ const BALANCER: &[Key] = &[
     Key("control", "ADDR", "Where nodes register [:7400]"),
     Key("admin", "ADDR", "Metrics, health and status [:9180]"),
     Key("trusted_proxies", "NET,...", "Whose forwarding fields are believed [none]"),
+    Key("proxy_protocol", "NET,...", "Whose connections begin with a PROXY header [none]"),
     Key("debug_networks", "NET,...", "Who is told with Servery-Debug how a request was dispatched [none]"),
     Key("advertised_networks", "NET,...", "Where a node may say its workers are, beside its own address [none]"),
     Key("queue_length", "N", "Requests that may wait for one app [1024]"),

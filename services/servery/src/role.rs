@@ -1,6 +1,7 @@
 //! One role as a process: configuration, telemetry, signals, the role's own `run`, an exit code.
 
 use crate::{USAGE, cli};
+use balancer::reload::Reread;
 use chassis::{
     config::{Layers, Problems, Reader, Shared},
     lifecycle::{self, Interrupt, Lifecycle},
@@ -11,6 +12,7 @@ use std::{
     env,
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 use tokio::time::timeout;
@@ -72,7 +74,13 @@ pub(crate) fn run(role: cli::Role, given: &ArgMatches) -> ExitCode {
         eprintln!("servery {}: {error}", role.command());
         return ExitCode::FAILURE;
     }
-    match live(role, sections) {
+    let (file, flags) = (file.map(Path::to_owned), cli::flags(role, given));
+    // flags and variables still win over what the file says by then
+    let reread = move || {
+        let sections = Sections::load(file.as_deref(), flags.clone())?;
+        Ok((sections.balancer, sections.shared))
+    };
+    match live(role, sections, Arc::new(reread)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -81,9 +89,15 @@ pub(crate) fn run(role: cli::Role, given: &ArgMatches) -> ExitCode {
     }
 }
 
-fn live(role: cli::Role, sections: Sections) -> anyhow::Result<()> {
-    let telemetry = telemetry::init(role.id());
+/// `reread`: for a balancer, which can change its configuration while it runs.
+fn live(role: cli::Role, sections: Sections, reread: Reread) -> anyhow::Result<()> {
     let Sections { shared, balancer, app_server, cert_sidecar } = sections;
+    let admin = match role {
+        cli::Role::Balancer => &balancer.admin,
+        cli::Role::App => &app_server.admin,
+        cli::Role::CertSidecar => &cert_sidecar.admin,
+    };
+    let telemetry = telemetry::init(role.id(), !admin.is_off());
     cli::runtime()?.block_on(async {
         // Caught before anybody can learn that this process is ready and stop it again.
         let interrupts = if role == cli::Role::App { Interrupt::Stops } else { Interrupt::Drains };
@@ -93,8 +107,7 @@ fn live(role: cli::Role, sections: Sections) -> anyhow::Result<()> {
             match role {
                 cli::Role::App => app_server::run(app_server, shared, telemetry, lifecycle.clone(), commands).await,
                 cli::Role::Balancer => {
-                    tokio::spawn(lifecycle::ignore(commands));
-                    balancer::run(balancer, shared, telemetry, lifecycle.clone()).await
+                    balancer::run(balancer, shared, telemetry, lifecycle.clone(), commands, reread).await
                 }
                 cli::Role::CertSidecar => {
                     tokio::spawn(lifecycle::ignore(commands));

@@ -360,3 +360,30 @@ async fn a_restarted_up_keeps_its_root() {
     }
     assert_eq!(roots[0], roots[1], "whoever trusted the first root is left alone");
 }
+
+#[tokio::test]
+async fn a_hangup_is_passed_on_and_the_new_routes_are_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("servery.toml");
+    std::fs::write(&file, "").unwrap();
+    let up = Up::start(&["--config", file.to_str().unwrap()]).await;
+    let children = up.children("balancer");
+    let client = up.client(Protocol::Http1).unwrap();
+    assert_eq!(client.get("/moved").await.unwrap().status, 404);
+    std::fs::write(&file, "[[balancer.route]]\nprefix = \"/moved\"\nredirect = \"/whoami\"\n").unwrap();
+    up.process.signal(Signal::HUP);
+    eventually("the new route", SOON, async || {
+        let status = client.get("/moved").await?.status;
+        anyhow::ensure!(status == 308, "{status}");
+        Ok(())
+    })
+    .await;
+    eventually("new workers", SOON, async || {
+        let metrics = Client::plain(up.admin(2), Protocol::Http1).get("/metrics").await?.text();
+        anyhow::ensure!(metrics.contains("worker_restarts_total{cause=\"reload\"} 1"), "{metrics}");
+        Ok(())
+    })
+    .await;
+    assert_eq!(up.children("balancer"), children, "the same process");
+    up.process.terminate(SOON).await;
+}

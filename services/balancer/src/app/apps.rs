@@ -2,7 +2,11 @@
 
 use super::{App, Limits};
 use arc_swap::ArcSwap;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 use tokio::time::Instant;
 
 /// Between two looks at what only time changes.
@@ -11,11 +15,24 @@ const TURN: Duration = Duration::from_millis(100);
 /// Every app this balancer has ever heard of, from its configuration or a registration.
 #[derive(Debug)]
 pub struct Apps {
+    /// Held while an app is put in and while all are told of others, so that none is forgotten.
+    tuning: Mutex<Tuning>,
+    /// Swapped whole: apps are made rarely and looked up often.
+    by_name: ArcSwap<BTreeMap<Arc<str>, Arc<App>>>,
+}
+
+/// What every app is made with.
+#[derive(Debug)]
+struct Tuning {
     limits: Limits,
     /// Of the apps that have some: permits that only some routes' requests may use.
     reserves: BTreeMap<String, Vec<u32>>,
-    /// Swapped whole: apps are made rarely and looked up often.
-    by_name: ArcSwap<BTreeMap<Arc<str>, Arc<App>>>,
+}
+
+impl Tuning {
+    fn reserves_of(&self, app: &str) -> &[u32] {
+        self.reserves.get(app).map_or(&[][..], Vec::as_slice)
+    }
 }
 
 impl Apps {
@@ -25,7 +42,16 @@ impl Apps {
 
     /// `reserves`: by app, as `Class::reserve` counts them.
     pub fn with_reserves(limits: Limits, reserves: BTreeMap<String, Vec<u32>>) -> Arc<Self> {
-        Arc::new(Self { limits, reserves, by_name: ArcSwap::default() })
+        Arc::new(Self { tuning: Mutex::new(Tuning { limits, reserves }), by_name: ArcSwap::default() })
+    }
+
+    /// Other limits and reserves, for the apps that there are and for those that come.
+    pub fn retune(&self, limits: Limits, reserves: BTreeMap<String, Vec<u32>>) {
+        let mut tuning = self.tuning();
+        *tuning = Tuning { limits, reserves };
+        for app in self.by_name.load().values() {
+            app.retune(tuning.limits, tuning.reserves_of(app.name()));
+        }
     }
 
     /// Does for ever what only time brings about: ejected endpoints come back, late requests are turned away.
@@ -43,14 +69,20 @@ impl Apps {
         if let Some(app) = self.find(name) {
             return app;
         }
-        let reserves = self.reserves.get(name).map_or(&[][..], Vec::as_slice);
-        let new = Arc::new(App::new(name, self.limits, reserves));
+        let tuning = self.tuning();
+        let new = Arc::new(App::new(name, tuning.limits, tuning.reserves_of(name)));
         self.by_name.rcu(|apps| {
             let mut apps = BTreeMap::clone(apps);
             apps.entry(Arc::clone(&new.name)).or_insert_with(|| Arc::clone(&new));
             apps
         });
+        drop(tuning);
         self.find(name).expect("it was just put in, and apps are never removed")
+    }
+
+    fn tuning(&self) -> MutexGuard<'_, Tuning> {
+        // plain data, replaced whole
+        self.tuning.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn find(&self, name: &str) -> Option<Arc<App>> {

@@ -73,6 +73,24 @@ async fn a_permit_on_its_way_to_someone_who_left_goes_to_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reserve_that_shrinks_lets_those_in_who_wait() {
+    let apps = apps(8);
+    let limits = |queue_length| Limits { queue_length, client_share: Percent(50), queue_deadline: 10 * SECOND };
+    let app = apps.obtain("demo");
+    apps.retune(limits(8), [("demo".to_owned(), vec![1])].into());
+    app.apply(&node(), &[worker(0, 2)]);
+    let _held = acquire(&app, SECOND).await.unwrap();
+    let mut waiting = Box::pin(acquire(&app, 10 * SECOND));
+    assert!(futures_util::poll!(&mut waiting).is_pending(), "the other permit is kept");
+    // who waits already stays, though nobody may any more
+    apps.retune(limits(0), [("demo".to_owned(), vec![1])].into());
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    assert_eq!(acquire(&app, SECOND).await.unwrap_err(), Reject::QueueFull);
+    apps.retune(limits(0), std::collections::BTreeMap::new());
+    assert!(waiting.await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_leaves_is_out_of_the_queue() {
     let app = apps(1).obtain("demo");
     drop(tokio::time::timeout(SECOND, acquire(&app, 10 * SECOND)).await);

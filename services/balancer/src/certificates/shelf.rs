@@ -41,9 +41,15 @@ impl Shelf {
         &self.held
     }
 
+    /// To serve with.
+    pub(crate) fn entries(&self) -> Vec<tls::Entry> {
+        self.held.iter().map(|held| held.entry.clone()).collect()
+    }
+
     /// The set to serve with; `None` while there is not one certificate.
+    #[cfg(test)]
     pub(crate) fn set(&self) -> Option<tls::CertificateSet> {
-        let entries: Vec<_> = self.held.iter().map(|held| held.entry.clone()).collect();
+        let entries = self.entries();
         (!entries.is_empty()).then(|| tls::CertificateSet::new(entries))
     }
 

@@ -132,6 +132,15 @@ fn values_that_do_not_fit_together_are_refused() {
         ("[balancer]\nqueue_deadline = 10\n", 2, "balancer.queue_deadline"),
         ("[balancer]\nmax_body = 10\n", 2, "balancer.max_body"),
         ("[balancer]\ntrusted_proxies = [\"10.0.0.0/40\"]\n", 2, "balancer.trusted_proxies"),
+        ("[[balancer.certificate]]\ncert = \"/a\"\n", 1, "balancer.certificate.key"),
+        ("[[balancer.certificate]]\ncert = \"a\"\nkey = \"/b\"\n", 2, "balancer.certificate.cert"),
+        ("[[balancer.certificate]]\ncert = 1\nkey = \"/b\"\n", 2, "balancer.certificate.cert"),
+        (
+            "[[balancer.certificate]]\ncert = \"/a\"\nkey = \"/b\"\n[[balancer.certificate]]\ncert = \"/a\"\nkey = \"/c\"\n",
+            5,
+            "balancer.certificate.cert",
+        ),
+        ("[balancer]\nproxy_protocol = true\n", 2, "balancer.proxy_protocol"),
     ] {
         let problem = problem(text);
         assert!(problem.starts_with(&format!("servery.toml:{line}: {key}: ")), "{text}{problem}");

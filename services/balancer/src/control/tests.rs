@@ -51,7 +51,7 @@ async fn open_with(data: &Path, https_port: Option<u16>, cache_certificates: boo
     let shared = Shared::new(config, https_port, certificates);
     let control = Control::new(Arc::clone(&shared), common, Discovery::new(&[]).unwrap(), kept);
     let (readiness, stopping) = (control.readiness.clone(), control.stopping.clone());
-    let recorder = chassis::telemetry::init("balancer");
+    let recorder = chassis::telemetry::init("balancer", true);
     let status = control.admin(recorder, &Lifecycle::new()).status;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -6,7 +6,7 @@
 //! ejection that follows soon takes twice as long.
 
 use super::Ended;
-use std::time::Duration;
+use std::{cmp::Ordering, time::Duration};
 use tokio::time::Instant;
 
 /// Failures in a row that eject.
@@ -26,8 +26,12 @@ const SAMPLES: u32 = 20;
 const TIMES: f64 = 3.0;
 /// ... and by so much: where everything is fast, a little is soon three times as much.
 const SLOWER: Duration = Duration::from_millis(10);
-/// One answer moves the estimate of the median up or down by this factor.
+/// One answer moves the estimate of an endpoint's median up or down by this factor, ...
 const STEP: f64 = 1.1;
+/// ... and that of what is usual by this one, squared with each answer that follows on the same side: when requests of
+/// another sort come, it has followed after five or six, before the estimate of any endpoint has moved far.
+const STEP_OF_ALL: f64 = 1.3;
+const LONGEST_RUN: u32 = 5;
 
 /// Why an endpoint was ejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,35 +68,79 @@ pub(super) struct Health {
     failures: u32,
     /// Lately.
     ejections: u32,
+    /// How many times the usual time its answers take.
     typical: Typical,
+    /// It has answered since it was compared with the others.
+    fresh: bool,
 }
 
 /// The median of a stream, within a step of it: up when a value is larger, down when it is smaller (Ma, Muthukrishnan,
 /// Sandler: Frugal streaming for estimating quantiles, 2014, with factors for steps). A few very slow answers do not move
 /// it, as they would a mean.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Typical {
-    seconds: f64,
+    value: f64,
     samples: u32,
 }
 
+impl Default for Typical {
+    /// As usual, until it is known better.
+    fn default() -> Self {
+        Self { value: 1.0, samples: 0 }
+    }
+}
+
 impl Typical {
-    fn see(&mut self, took: Duration) {
-        let took = took.as_secs_f64().max(1e-6);
-        if self.samples == 0 {
-            self.seconds = took;
-        } else if took > self.seconds {
-            self.seconds = (self.seconds * STEP).min(took);
-        } else if took < self.seconds {
-            self.seconds = (self.seconds / STEP).max(took);
+    fn see(&mut self, value: f64, step: f64) {
+        if value > self.value {
+            self.value = (self.value * step).min(value);
+        } else if value < self.value {
+            self.value = (self.value / step).max(value);
         }
         self.samples = self.samples.saturating_add(1);
     }
 }
 
+/// How long an answer takes just now, whoever gives it. What is asked for changes: so an answer is compared with those that
+/// all endpoints gave at that time. An endpoint that was asked nothing since is not judged by what was asked before.
+#[derive(Debug)]
+pub(super) struct Usual {
+    typical: Typical,
+    /// So many answers before the last one were on its side: all longer, or all shorter.
+    run: u32,
+    side: Ordering,
+}
+
+impl Default for Usual {
+    fn default() -> Self {
+        Self { typical: Typical::default(), run: 0, side: Ordering::Equal }
+    }
+}
+
+impl Usual {
+    /// How many times the usual time this answer took.
+    pub(super) fn see(&mut self, took: Duration) -> f64 {
+        let took = took.as_secs_f64().max(1e-6);
+        if self.typical.samples == 0 {
+            self.typical.value = took;
+        }
+        let side = took.total_cmp(&self.typical.value);
+        self.run = if side == self.side && side.is_ne() { (self.run + 1).min(LONGEST_RUN) } else { 0 };
+        self.side = side;
+        self.typical.see(took, STEP_OF_ALL.powi(1 << self.run));
+        took / self.typical.value
+    }
+
+    /// Once there was an answer.
+    pub(super) fn seconds(&self) -> f64 {
+        self.typical.value
+    }
+}
+
 impl Default for Health {
     fn default() -> Self {
-        Self { state: State::Well { since: None }, failures: 0, ejections: 0, typical: Typical::default() }
+        let (state, typical) = (State::Well { since: None }, Typical::default());
+        Self { state, failures: 0, ejections: 0, typical, fresh: false }
     }
 }
 
@@ -125,13 +173,15 @@ impl Health {
         self.state == State::Probing
     }
 
-    /// An attempt has ended. True when the endpoint has failed so often that it should be ejected.
-    pub(super) fn observe(&mut self, ended: Ended, now: Instant) -> bool {
+    /// An attempt has ended; `pace` is how many times the usual time an answer took. True when the endpoint has failed so
+    /// often that it should be ejected.
+    pub(super) fn observe(&mut self, ended: Ended, pace: f64, now: Instant) -> bool {
         match ended {
             Ended::Unjudged | Ended::Busy => false,
-            Ended::Answered(took) => {
+            Ended::Answered(_) => {
                 self.failures = 0;
-                self.typical.see(took);
+                self.typical.see(pace, STEP);
+                self.fresh = true;
                 if self.state == State::Probing {
                     self.state = State::Returning { since: now };
                 }
@@ -174,15 +224,17 @@ impl Health {
         }
     }
 
-    /// The median time to an answer in seconds, once it is known well enough to be compared.
-    pub(super) fn typical(&self) -> Option<f64> {
-        (self.typical.samples >= SAMPLES && !self.is_out()).then_some(self.typical.seconds)
+    /// How many times the usual time its answers take, if that is known well enough to be compared, and there are new ones
+    /// since it was asked for the last time.
+    pub(super) fn take_pace(&mut self) -> Option<f64> {
+        let fresh = std::mem::take(&mut self.fresh);
+        (fresh && self.typical.samples >= SAMPLES && !self.is_out()).then_some(self.typical.value)
     }
 }
 
-/// Whether this median is out of line with the median of all of them. Seconds.
-pub(super) fn is_outlier(typical: f64, of_all: f64) -> bool {
-    typical > of_all * TIMES && typical > of_all + SLOWER.as_secs_f64()
+/// Whether this pace is out of line with the middle one of all endpoints. `usual`: in seconds.
+pub(super) fn is_outlier(pace: f64, of_all: f64, usual: f64) -> bool {
+    pace > of_all * TIMES && (pace - of_all) * usual > SLOWER.as_secs_f64()
 }
 
 #[cfg(test)]
@@ -193,7 +245,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn failed(health: &mut Health, now: Instant) -> bool {
-        health.observe(Ended::Failed, now)
+        health.observe(Ended::Failed, 1.0, now)
     }
 
     #[test]
@@ -202,7 +254,7 @@ mod tests {
         for _ in 0..4 {
             assert!(!failed(&mut health, now));
         }
-        health.observe(Ended::Answered(MS), now);
+        health.observe(Ended::Answered(MS), 1.0, now);
         for _ in 0..4 {
             assert!(!failed(&mut health, now));
         }
@@ -219,7 +271,7 @@ mod tests {
         let now = now + FIRST;
         health.turn(now);
         assert_eq!(health.allowed(100, now), 1);
-        health.observe(Ended::Answered(MS), now);
+        health.observe(Ended::Answered(MS), 1.0, now);
         assert_eq!(health.allowed(100, now), 1);
         assert_eq!(health.allowed(100, now + SLOW_START / 2), 50);
         health.turn(now + SLOW_START);
@@ -241,7 +293,7 @@ mod tests {
         }
         now += 8 * FIRST;
         health.turn(now);
-        health.observe(Ended::Answered(MS), now);
+        health.observe(Ended::Answered(MS), 1.0, now);
         now += SLOW_START;
         health.turn(now);
         now += FORGIVEN;
@@ -254,40 +306,44 @@ mod tests {
     fn a_slow_endpoint_is_measured_anew_when_it_is_back() {
         let (now, mut health) = (Instant::now(), Health::default());
         for _ in 0..SAMPLES {
-            health.observe(Ended::Answered(100 * MS), now);
+            health.observe(Ended::Answered(100 * MS), 5.0, now);
         }
-        assert!(is_outlier(health.typical().unwrap(), 0.02) && !is_outlier(health.typical().unwrap(), 0.05));
+        let pace = health.take_pace().unwrap();
+        assert_eq!(health.take_pace(), None, "nothing new");
+        assert!(is_outlier(pace, 1.0, 0.02));
+        assert!(!is_outlier(pace, 2.0, 0.02), "not three times as slow");
+        assert!(!is_outlier(pace, 1.0, 0.002), "not by 10 ms");
         health.eject(Reason::Latency, now);
         health.turn(now + FIRST);
         assert_eq!(health.allowed(4, now + FIRST), 1);
-        assert_eq!(health.typical(), None);
+        assert_eq!(health.take_pace(), None);
     }
 
     #[test]
     fn a_few_very_slow_answers_say_nothing_and_many_do() {
-        let (now, mut health) = (Instant::now(), Health::default());
+        let mut typical = Typical::default();
         for turn in 0..1000 {
-            health.observe(Ended::Answered(if turn % 20 == 0 { 5000 * MS } else { 10 * MS }), now);
+            typical.see(if turn % 20 == 0 { 500.0 } else { 1.0 }, STEP);
         }
-        assert!(health.typical().unwrap() < 0.015);
+        assert!(typical.value < 1.5);
         for _ in 0..60 {
-            health.observe(Ended::Answered(50 * MS), now);
+            typical.see(5.0, STEP);
         }
-        assert!(health.typical().unwrap() > 0.045);
+        assert!(typical.value > 4.5);
     }
 
     proptest! {
         #[test]
         fn the_estimate_is_within_a_step_or_two_of_the_median(
-            mut values in prop::collection::vec(1_u64..100, 200..300), turns in 1_usize..5,
+            mut values in prop::collection::vec(1.0..100.0, 200..300), turns in 1_usize..5,
         ) {
             let mut typical = Typical::default();
             for value in values.iter().cycle().take(values.len() * turns) {
-                typical.see(Duration::from_millis(*value));
+                typical.see(*value, STEP);
             }
-            values.sort_unstable();
-            let quantile = |part: usize| Duration::from_millis(values[values.len() * part / 100]).as_secs_f64();
-            prop_assert!(typical.seconds >= quantile(15) / 1.3 && typical.seconds <= quantile(85) * 1.3);
+            values.sort_unstable_by(f64::total_cmp);
+            let quantile = |part: usize| values[values.len() * part / 100];
+            prop_assert!(typical.value >= quantile(15) / 1.3 && typical.value <= quantile(85) * 1.3);
         }
 
         #[test]
@@ -303,7 +359,7 @@ mod tests {
                 match event {
                     0 if may > 0 => health.eject(Reason::Latency, now),
                     1 if may > 0 && failed(&mut health, now) => health.eject(Reason::Failures, now),
-                    2 if may > 0 => { health.observe(Ended::Answered(MS), now); }
+                    2 if may > 0 => { health.observe(Ended::Answered(MS), 1.0, now); }
                     _ => {}
                 }
             }

@@ -47,6 +47,11 @@ impl<W> Line<W> {
         Self { queues: Default::default(), len: 0, clients: HashMap::new(), reserved: 0, room }
     }
 
+    /// For newcomers: who is in the line stays.
+    pub(super) fn set_room(&mut self, room: Room) {
+        self.room = room;
+    }
+
     pub(super) fn len(&self) -> usize {
         self.len
     }

@@ -17,6 +17,15 @@ impl Reserves {
         Self(sizes.iter().map(|size| Reserve { size: *size, used: 0 }).collect())
     }
 
+    /// Other sizes. What is held is still counted where it was taken; a reserve that is not named any more keeps nothing.
+    pub(super) fn resize(&mut self, sizes: &[u32]) {
+        let missing = sizes.len().saturating_sub(self.0.len());
+        self.0.extend(std::iter::repeat_with(|| Reserve { size: 0, used: 0 }).take(missing));
+        for (at, reserve) in self.0.iter_mut().enumerate() {
+            reserve.size = sizes.get(at).copied().unwrap_or(0);
+        }
+    }
+
     /// Whether a request that may use `own` may have one of the `free` permits, of `all` that there are. All reserves
     /// together keep at most half of them, or a cluster that has lost most of its workers would serve nobody else.
     pub(super) fn admit(&self, own: Option<usize>, free: u64, all: u64) -> bool {
@@ -56,6 +65,19 @@ mod tests {
         assert!(reserves.admit(None, 1, 10), "all that was kept is in use");
         reserves.give_back(Some(1));
         assert!(!reserves.admit(None, 1, 10));
+    }
+
+    #[test]
+    fn another_size_forgets_nothing_that_is_held() {
+        let mut reserves = Reserves::new(&[2]);
+        reserves.take(Some(0));
+        reserves.resize(&[3, 1]);
+        assert!(!reserves.admit(None, 3, 10) && reserves.admit(None, 4, 10), "2 of the first and 1 of the second");
+        reserves.resize(&[]);
+        assert!(reserves.admit(None, 1, 10), "none is kept");
+        reserves.give_back(Some(0));
+        reserves.resize(&[1]);
+        assert!(!reserves.admit(None, 1, 10) && reserves.admit(Some(0), 1, 10));
     }
 
     #[test]

@@ -92,14 +92,14 @@ impl Seat {
         (ahead < part).then_some(ahead)
     }
 
-    /// What an attempt says of the endpoint. True when it ejects it.
-    pub(super) fn judge(&mut self, ended: Ended, may_eject: bool, now: Instant) -> bool {
+    /// What an attempt says of the endpoint, an answer at this pace. True when it ejects it.
+    pub(super) fn judge(&mut self, ended: Ended, pace: f64, may_eject: bool, now: Instant) -> bool {
         match ended {
             Ended::Busy => self.crowded = true,
             Ended::Answered(_) => self.crowded = false,
             Ended::Unjudged | Ended::Failed => {}
         }
-        let ejects = self.health.observe(ended, now) && may_eject && self.open;
+        let ejects = self.health.observe(ended, pace, now) && may_eject && self.open;
         if ejects {
             self.health.eject(Reason::Failures, now);
         }

@@ -10,7 +10,7 @@ mod members;
 
 use super::{
     Ended,
-    health::{Reason, is_outlier},
+    health::{Reason, Usual, is_outlier},
     seat::{Seat, Tally},
 };
 use crate::{endpoint::EndpointId, levels::Levels};
@@ -33,6 +33,7 @@ pub(super) struct Seats {
     sum: Tally,
     held: u64,
     unsettled: u64,
+    usual: Usual,
     /// Not well.
     ailing: Vec<u32>,
     /// Ejections so far, by reason.
@@ -106,11 +107,12 @@ impl Seats {
     /// Changes a seat where an attempt has ended, and what is known of its health.
     fn end(&mut self, index: u32, ended: Ended, now: Instant, change: impl FnOnce(&mut Seat)) {
         let may_eject = self.may_eject();
+        let pace = if let Ended::Answered(took) = ended { self.usual.see(took) } else { 1.0 };
         let (mut ejected, mut ails) = (false, false);
         self.change(index, |seat| {
             change(seat);
             let was_well = seat.health.is_well();
-            ejected = seat.judge(ended, may_eject, now);
+            ejected = seat.judge(ended, pace, may_eject, now);
             ails = !was_well || ejected;
         });
         self.ejections[Reason::Failures as usize] += u64::from(ejected);
@@ -132,19 +134,19 @@ impl Seats {
         }
     }
 
-    /// Ejects who is much slower than the median of all.
+    /// Ejects who is much slower than the middle one of all.
     fn compare(&mut self, now: Instant) {
-        let open = |seat: &&Seat| seat.open;
-        let typical: Vec<(u32, f64)> = (0..)
-            .zip(&self.seats)
-            .filter_map(|(index, seat)| Some((index, seat.as_ref().filter(open)?.health.typical()?)))
+        let open = |seat: &&mut Seat| seat.open;
+        let paces: Vec<(u32, f64)> = (0..)
+            .zip(&mut self.seats)
+            .filter_map(|(index, seat)| Some((index, seat.as_mut().filter(open)?.health.take_pace()?)))
             .collect();
-        let mut sorted: Vec<f64> = typical.iter().map(|(_, seconds)| *seconds).collect();
+        let mut sorted: Vec<f64> = paces.iter().map(|(_, pace)| *pace).collect();
         // of two it is the faster one: a median that is the slow one's own would never tell
         let Some(middle) = sorted.len().checked_sub(1).map(|last| last / 2) else { return };
         let of_all = *sorted.select_nth_unstable_by(middle, f64::total_cmp).1;
-        for (index, seconds) in typical {
-            if is_outlier(seconds, of_all) && self.may_eject() {
+        for (index, pace) in paces {
+            if is_outlier(pace, of_all, self.usual.seconds()) && self.may_eject() {
                 self.change(index, |seat| seat.health.eject(Reason::Latency, now));
                 self.ejections[Reason::Latency as usize] += 1;
                 self.refresh(index, now);

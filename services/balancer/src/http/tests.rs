@@ -31,6 +31,7 @@ mod endings;
 mod framing;
 mod messages;
 mod protocols;
+mod proxies;
 mod queueing;
 mod settling;
 mod slow;

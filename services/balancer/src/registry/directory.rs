@@ -15,6 +15,7 @@ use crate::{
     endpoint::{Node, WorkerView},
     route::{Route, Table, Target},
 };
+use chassis::config::Network;
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -32,7 +33,6 @@ const STREAMS_MAX: u32 = 4;
 #[derive(Debug)]
 pub(crate) struct Directory {
     shared: Arc<Shared>,
-    configured: Vec<Route>,
     inner: Mutex<Inner>,
     /// Counts registrations.
     registrations: watch::Sender<u64>,
@@ -72,8 +72,12 @@ pub(crate) struct MemberView {
 impl Directory {
     /// Nobody is registered. The configured routes of `shared` beat declared ones.
     pub(crate) fn new(shared: Arc<Shared>) -> Arc<Self> {
-        let configured = shared.configured();
-        Arc::new(Self { shared, configured, inner: Mutex::default(), registrations: watch::Sender::new(0) })
+        Arc::new(Self { shared, inner: Mutex::default(), registrations: watch::Sender::new(0) })
+    }
+
+    /// Where workers may be besides at their node's own address, as of now.
+    pub(crate) fn advertised_networks(&self) -> Vec<Network> {
+        self.shared.config.load().advertised_networks.clone()
     }
 
     /// A place for one more stream of this instance.
@@ -142,6 +146,11 @@ impl Directory {
         drop(inner);
     }
 
+    /// The configured routes are others now.
+    pub(crate) fn republish(&self) {
+        self.publish(&self.lock().declared);
+    }
+
     /// Changes with every registration.
     pub(crate) fn registrations(&self) -> watch::Receiver<u64> {
         self.registrations.subscribe()
@@ -172,7 +181,7 @@ impl Directory {
                 class: Class::default(),
             })
             .collect();
-        self.shared.routes.store(Arc::new(Table::new(&self.configured, &declared)));
+        self.shared.routes.store(Arc::new(Table::new(&self.shared.configured(), &declared)));
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

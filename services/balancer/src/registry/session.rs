@@ -12,10 +12,7 @@ use super::{
     refusal::Refusal,
 };
 use crate::{app::App, dispatch};
-use chassis::{
-    config::Network,
-    identity::{Identity, PeerId, Role},
-};
+use chassis::identity::{Identity, PeerId, Role};
 use futures_util::{Stream, StreamExt as _};
 use proto::{
     PROTOCOL_VERSION,
@@ -49,8 +46,6 @@ pub(crate) struct Terms {
     pub(crate) identity: Identity,
     /// The upper half of the numbers of this process's connections to workers.
     pub(crate) connections: u32,
-    /// Where workers may be besides at their node's own address.
-    pub(crate) advertised: Vec<Network>,
     pub(crate) directory: Arc<Directory>,
     /// Ends every session.
     pub(crate) stopping: CancellationToken,
@@ -178,7 +173,8 @@ async fn converse(
         Ok(None) => return End::Lost(None),
         Err(_) => return End::Refused(Refusal::NoHello(HELLO_LIMIT.as_secs())),
     };
-    let registration = match admit(&hello, peer, address, &terms.advertised) {
+    let admitted = admit(&hello, peer, address, &terms.directory.advertised_networks());
+    let registration = match admitted {
         Ok(registration) => registration,
         Err(refusal) => return End::Refused(refusal),
     };

@@ -37,7 +37,6 @@ impl House {
         let terms = Terms {
             connections: 0,
             identity: authority.identity(&peer(Role::Balancer, "balancer-1", &[])),
-            advertised: Vec::new(),
             directory: Directory::new(Arc::clone(&shared)),
             stopping: stopping.clone(),
         };

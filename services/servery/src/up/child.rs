@@ -31,6 +31,8 @@ pub(super) enum Order {
 pub(super) struct Keeper {
     pub(super) member: Member,
     order: watch::Sender<Order>,
+    /// How often it was told to read its configuration again, or what SIGHUP means to it.
+    hangups: watch::Sender<u32>,
     /// How often it has ended by itself.
     ends: watch::Receiver<u32>,
     task: JoinHandle<()>,
@@ -40,9 +42,10 @@ impl Keeper {
     /// Spawns the task that owns the child; call it on the thread that lives as long as this process.
     pub(super) fn spawn(member: Member) -> Self {
         let (order, orders) = watch::channel(Order::Run);
+        let (hangups, heard) = watch::channel(0);
         let (ended, ends) = watch::channel(0);
-        let task = tokio::spawn(keep(member.clone(), orders, ended));
-        Self { member, order, ends, task }
+        let task = tokio::spawn(keep(member.clone(), orders, heard, ended));
+        Self { member, order, hangups, ends, task }
     }
 
     /// Returns once the child has ended by itself at least once.
@@ -61,6 +64,11 @@ impl Keeper {
         });
     }
 
+    /// Passes SIGHUP on. A child that is about to be started reads its configuration anyway.
+    pub(super) fn hang_up(&self) {
+        self.hangups.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
     /// Returns when the child is gone and will not come back; order a drain or a kill first.
     pub(super) async fn gone(&mut self) {
         // the task does not panic; if it did, its child was killed with it
@@ -74,15 +82,26 @@ impl Drop for Keeper {
     }
 }
 
-async fn keep(member: Member, mut orders: watch::Receiver<Order>, ends: watch::Sender<u32>) {
+async fn keep(
+    member: Member,
+    mut orders: watch::Receiver<Order>,
+    mut hangups: watch::Receiver<u32>,
+    ends: watch::Sender<u32>,
+) {
     let mut patience = Patience::default();
     while *orders.borrow() == Order::Run {
         let started = Instant::now();
         let end = match start(&member) {
             Ok(mut running) => {
-                let end = tokio::select! {
-                    status = running.child.wait() => Some(status.map_or_else(|error| error.to_string(), describe)),
-                    _ = orders.wait_for(|order| *order > Order::Run) => None,
+                hangups.mark_unchanged();
+                let end = loop {
+                    tokio::select! {
+                        status = running.child.wait() => {
+                            break Some(status.map_or_else(|error| error.to_string(), describe));
+                        }
+                        _ = orders.wait_for(|order| *order > Order::Run) => break None,
+                        Ok(()) = hangups.changed() => running.signal(Signal::HUP),
+                    }
                 };
                 let Some(end) = end else { return stop(&member, running, orders).await };
                 running.last_words().await;
@@ -107,6 +126,14 @@ struct Running {
 }
 
 impl Running {
+    /// One that has ended this moment does not hear it.
+    fn signal(&self, signal: Signal) {
+        let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            let _ = kill_process(pid, signal);
+        }
+    }
+
     /// What a child wrote before it ended comes before what is said of its end.
     async fn last_words(&mut self) {
         if let Some(output) = &mut self.output {
@@ -144,10 +171,9 @@ fn start(member: &Member) -> io::Result<Running> {
 
 /// SIGTERM, patience, SIGKILL.
 async fn stop(member: &Member, mut running: Running, mut orders: watch::Receiver<Order>) {
-    let pid = running.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
     let drain = *orders.borrow() == Order::Drain;
-    if let Some(pid) = pid.filter(|_| drain) {
-        let _ = kill_process(pid, Signal::TERM); // it may have ended this moment
+    if drain && running.child.id().is_some() {
+        running.signal(Signal::TERM);
         let ended = tokio::select! {
             ended = timeout(member.grace, running.child.wait()) => Some(ended.is_ok()),
             _ = orders.wait_for(|order| *order == Order::Kill) => None,

@@ -46,12 +46,16 @@ pub(super) async fn run(plan: &Plan, home: &Path) -> Result<(), ClusterError> {
     let mut keepers = Vec::new();
     let started = tokio::select! {
         started = start(plan, home, &mut keepers) => started.map(|()| true),
-        () = signals.next() => Ok(false),
+        () = signals.end() => Ok(false),
     };
     match &started {
         Ok(true) => {
             let _ = write!(io::stderr(), "{}", table::render(plan, home));
-            signals.next().await;
+            while signals.next().await == Asked::Reload {
+                say("SIGHUP: the balancer reads its configuration again, the nodes replace their workers");
+                // the authority has nothing to read again
+                keepers[1..].iter().for_each(Keeper::hang_up);
+            }
             say("draining; Ctrl-C again stops at once");
         }
         Ok(false) => say("interrupted while starting"),
@@ -140,7 +144,7 @@ async fn drain(mut keepers: Vec<Keeper>, signals: &mut Signals) {
     };
     let interrupted = tokio::select! {
         () = orderly => false,
-        () = signals.next() => true,
+        () = signals.end() => true,
     };
     if interrupted {
         say("stopping at once");
@@ -148,11 +152,26 @@ async fn drain(mut keepers: Vec<Keeper>, signals: &mut Signals) {
     }
 }
 
-/// Ctrl-C, SIGTERM and a terminal that closes ask for the same.
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    /// Ctrl-C, SIGTERM, a terminal that closed.
+    End,
+    /// SIGHUP while the terminal is there, or where there never was one.
+    Reload,
+}
+
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
+    /// This process was started at a terminal.
+    at_terminal: bool,
+}
+
+/// The process has a controlling terminal. One that closes is taken from its processes before they are sent SIGHUP.
+fn has_terminal() -> bool {
+    File::options().read(true).write(true).open("/dev/tty").is_ok()
 }
 
 impl Signals {
@@ -161,14 +180,20 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
+            at_terminal: has_terminal(),
         })
     }
 
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Asked {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
+            _ = self.interrupt.recv() => Asked::End,
+            _ = self.terminate.recv() => Asked::End,
+            _ = self.hangup.recv() => if self.at_terminal && !has_terminal() { Asked::End } else { Asked::Reload },
         }
+    }
+
+    /// While nothing can be reloaded: the first one that asks for the end.
+    async fn end(&mut self) {
+        while self.next().await != Asked::End {}
     }
 }

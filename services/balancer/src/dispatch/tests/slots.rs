@@ -1,6 +1,7 @@
 //! Slots that may be busy, slots that are busy for a moment, slots that are kept, endpoints that fail.
 
 use super::*;
+use proptest::prelude::*;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -223,6 +224,58 @@ fn an_endpoint_much_slower_than_the_others_is_left_out() {
         }
     }
     panic!("the slow one is still in");
+}
+
+#[test]
+fn who_had_nothing_to_do_while_others_had_fast_requests_is_not_slow() {
+    let mut desk = Desk::<u32>::new(room(8));
+    desk.apply(&node("a"), &workers(4, 8));
+    let answer = |desk: &mut Desk<u32>, took, count| {
+        for _ in 0..count {
+            let picked = desk.pick(&[]).unwrap();
+            desk.ended(&picked, Ended::Answered(took));
+            desk.now += 10 * MS;
+            desk.dispatch.turn(desk.now);
+        }
+    };
+    answer(&mut desk, 20 * MS, 400);
+    // two of them look busier than the others, as after a cut
+    let all: Vec<_> = (0..4).map(|_| desk.pick(&[]).unwrap()).collect();
+    for endpoint in &all[..2] {
+        desk.release(endpoint);
+    }
+    answer(&mut desk, MS, 200);
+    for endpoint in &all[2..] {
+        desk.release(endpoint);
+    }
+    for took in [1, 50, 2, 3000, 20] {
+        answer(&mut desk, took * MS, 100);
+    }
+    assert_eq!(desk.dispatch.ejections(), [0, 0]);
+}
+
+proptest! {
+    /// Whatever is asked for, and whoever is busy meanwhile.
+    #[test]
+    fn of_equal_endpoints_none_is_ever_slow(
+        phases in prop::collection::vec((1_u64..4000, prop::sample::subsequence((0..6).collect::<Vec<u32>>(), 1..=6), 1_u32..150), 1..20),
+    ) {
+        let mut desk = Desk::<u32>::new(room(8));
+        desk.apply(&node("a"), &workers(6, 8));
+        for (took, free, count) in phases {
+            let all: Vec<_> = (0..6).map(|_| desk.pick(&[]).unwrap()).collect();
+            let (idle, busy): (Vec<_>, Vec<_>) = all.iter().partition(|endpoint| free.contains(&endpoint.position));
+            idle.iter().for_each(|endpoint| { desk.release(endpoint); });
+            for _ in 0..count {
+                let picked = desk.pick(&[]).unwrap();
+                desk.ended(&picked, Ended::Answered(MS * u32::try_from(took).unwrap()));
+                desk.now += 20 * MS;
+                desk.dispatch.turn(desk.now);
+            }
+            busy.iter().for_each(|endpoint| { desk.release(endpoint); });
+        }
+        prop_assert_eq!(desk.dispatch.ejections(), [0, 0]);
+    }
 }
 
 #[test]

@@ -33,7 +33,6 @@ impl House {
         let terms = Terms {
             connections: 7,
             identity: Authority::new().identity(&peer(Role::Balancer, "balancer-1", &[])),
-            advertised: Vec::new(),
             directory: Directory::new(Arc::clone(&shared)),
             stopping: CancellationToken::new(),
         };
