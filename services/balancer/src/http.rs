@@ -10,6 +10,7 @@ use crate::{
     edge::Edge,
     farewell, fields,
     forward::{Answer, Head, forward},
+    hops,
     host::{self, Host},
     origin::{Hop, Origin},
     patience::Patient,
@@ -19,6 +20,7 @@ use crate::{
     route::{Prefix, Route, Target},
     source::{BodyLimits, RequestSource},
     strict::{Answering, Left, Strict, Turn},
+    trailers,
     tunnel::{Tunnel, Wish},
 };
 use http::{Method, Request, Response, Uri, Version, header, request::Parts, uri::PathAndQuery};
@@ -303,7 +305,11 @@ async fn answer(
     record.host = Some(value.clone());
     let text = value.to_str().map_err(|_| Reject::BadHost)?;
     let host = Host::parse(text).ok_or(Reject::BadHost)?;
-    if head.method == Method::CONNECT {
+    if let Some(response) = hops::ends_here(&mut head)? {
+        return Ok((response, None));
+    }
+    // of HTTP/1.1 no such target has come so far
+    if head.version >= Version::HTTP_2 && !head.uri.path_and_query().is_some_and(|target| target.as_str().is_ascii()) {
         return Err(Reject::BadTarget);
     }
     // a trusted proxy may have taken off the TLS
@@ -332,18 +338,27 @@ async fn answer(
 
     let uri = upstream_uri(&head.uri, &route)?;
     let headers = &mut head.headers;
+    let trailers = trailers::are_wanted(headers);
     fields::clean_request(headers, hop.trusted);
+    if length.is_some() {
+        headers.remove(header::TRAILER);
+    } else {
+        trailers::announce(headers);
+    }
     fields::say_length(headers, length);
     fields::join_cookies(headers);
     let stripped = route.strip_prefix.then(|| route.prefix.as_str()).filter(|prefix| *prefix != "/");
     hop.forward(headers, origin, &value, host.port, stripped);
+    hops::say_via(headers, head.version);
     headers.insert(header::HOST, value.clone());
     headers.insert(fields::X_REQUEST_ID, record.id.clone());
     let wish = wish.map(|wish| wish.admit(&edge.shared)).transpose()?;
     if let Some(wish) = &wish {
         wish.ask(headers);
+    } else if trailers {
+        trailers::ask(headers);
     }
-    let head = Head { method: head.method, uri, headers: head.headers, upgrade: wish.is_some() };
+    let head = Head { method: head.method, uri, headers: head.headers, upgrade: wish.is_some(), trailers };
     match (forward(edge, app, route.class, &head, body, record).await?, wish) {
         (Answer::Switched(response, agreed), Some(wish)) => Ok((response, Some(wish.begin(edge, app, agreed)))),
         // not without having been asked

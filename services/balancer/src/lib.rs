@@ -1,6 +1,6 @@
 //! The balancer: terminates TLS, routes, holds the one queue of each app, picks a worker, forwards. In reading order:
-//! `listener`, `proxy_protocol`, `tls`, `http` (with `strict`, `farewell`, `host`, `fields`, `origin`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
-//! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `relay`, `ahead`, `buffers`, `body`, `tunnel`), `retry`, `reject`,
+//! `listener`, `proxy_protocol`, `tls`, `http` (with `strict`, `farewell`, `host`, `hops`, `fields`, `origin`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
+//! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `relay`, `ahead`, `buffers`, `body`, `trailers`, `tunnel`), `retry`, `reject`,
 //! `accesslog` (with `record`), `metrics`
 //! are the data plane, one runtime per core with its `edge`; `registry`, `certificates`, `readiness`,
 //! `status`, `reload` are the control plane, on the process's first runtime. The two meet in [`Shared`] only.
@@ -26,6 +26,7 @@ pub mod fields;
 #[cfg(test)]
 mod fixture;
 pub mod forward;
+pub mod hops;
 pub mod host;
 pub mod http;
 pub mod levels;
@@ -48,6 +49,7 @@ pub mod source;
 mod status;
 mod strict;
 pub mod tls;
+pub mod trailers;
 mod tunnel;
 pub mod upstream;
 
