@@ -51,7 +51,7 @@ pub(crate) async fn attempt(
     head: &Head,
     body: Option<&Rc<RequestSource>>,
 ) -> Result<(Response<Incoming>, Connection), Failed> {
-    let result = exchange(edge, permit, head, body).await;
+    let result = exchange(edge, permit, begun, head, body).await;
     match &result {
         Ok(_) => permit.judge(Ended::Answered(begun.elapsed())),
         Err(failed) => {
@@ -67,11 +67,12 @@ pub(crate) async fn attempt(
 async fn exchange(
     edge: &Edge,
     permit: &mut Permit,
+    begun: Instant,
     head: &Head,
     body: Option<&Rc<RequestSource>>,
 ) -> Result<(Response<Incoming>, Connection), Failed> {
     let endpoint = permit.endpoint();
-    let mut connection = match edge.pool.take(endpoint) {
+    let mut connection = match edge.pool.take(endpoint, begun) {
         Some(connection) => connection,
         None => dial(edge, endpoint).await?,
     };
@@ -80,8 +81,7 @@ async fn exchange(
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = head.uri.clone();
     *request.headers_mut() = head.headers.clone();
-    request.headers_mut().insert(fields::SERVERY_PASS, endpoint.node.pass.clone());
-    request.headers_mut().insert(fields::SERVERY_CONNECTION, connection.name.clone());
+    endpoint.node.sign(request.headers_mut(), &connection.name);
     let limit = endpoint.node.patience(edge.shared.config.load().response_timeout);
 
     permit.begin(connection.number);
@@ -107,15 +107,28 @@ async fn exchange(
     };
     let response = answer.map_err(|mut error| {
         if error.take_message().is_some() {
-            return Failed::stale();
+            // of fresh connections that are closed at once there would be no end
+            return if connection.reused { Failed::stale() } else { Failed::not_connected(Reject::UpstreamReset) };
         }
-        Failed::from_error(&error.into_error(), body.and_then(|body| body.broken()))
+        let failed = Failed::from_error(&error.into_error(), body.and_then(|body| body.broken()));
+        if failed.failure != Failure::Reset || !connection.reused || permit.endpoint().node.reports() {
+            return failed;
+        }
+        // most likely it was closing this connection while we wrote, and the other idle ones with it
+        edge.pool.forget(permit.endpoint());
+        Failed::aged()
     })?;
     if response.status() == StatusCode::SERVICE_UNAVAILABLE
+        && permit.endpoint().node.reports()
         && let Some(reason) = response.headers().get(fields::SERVERY_REFUSED)
     {
         let busy = reason == "busy";
         return Err(Failed::refused(busy));
+    }
+    // RFC 9112, section 6.3: one of the two is a lie, and the next reader might believe the other one
+    let headers = response.headers();
+    if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
+        return Err(Failed::malformed());
     }
     // nobody changes to another protocol unasked
     let agreed = head.upgrade && response.headers().contains_key(header::UPGRADE);
@@ -159,6 +172,10 @@ impl Failed {
 
     fn stale() -> Self {
         Self::settled(Failure::Stale, Reject::UpstreamReset, Outcome::Reset)
+    }
+
+    fn aged() -> Self {
+        Self::settled(Failure::Aged, Reject::UpstreamReset, Outcome::Reset)
     }
 
     fn refused(busy: bool) -> Self {

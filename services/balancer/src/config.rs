@@ -2,21 +2,27 @@
 //! reported at its line. It binds nothing and asks no other machine.
 
 use crate::{
+    accesslog::{Format, Place, Style},
     app::Limits,
     dispatch::{Class, Priority},
     route::{HostPattern, Prefix},
 };
 use chassis::{
-    config::{ByteSize, Network, Percent, Reader, TableReader},
+    config::{ByteSize, Fraction, Network, Percent, Reader, TableReader},
     listen::ListenAddr,
 };
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
     path::PathBuf,
+    sync::Arc,
     thread,
     time::Duration,
 };
+
+mod upstream;
+
+pub use upstream::{HealthConfig, HostHeader, Server, UpstreamConfig};
 
 /// More cores than any machine has that this was tried on; a typing error must not start a million threads.
 const THREADS_MAX: usize = 1024;
@@ -72,6 +78,11 @@ pub struct Config {
     pub cache_certificates: bool,
     /// Cores that serve the public listeners.
     pub threads: usize,
+    /// Cannot change while the process runs; the file behind it can.
+    pub access_log: Place,
+    pub access_log_style: Style,
+    /// Of the traces that begin here, how many are marked to be recorded.
+    pub trace_sample: Fraction,
     pub routes: Vec<RouteConfig>,
     /// The operator's own, read and watched.
     pub certificates: Vec<CertificateFiles>,
@@ -101,8 +112,21 @@ pub struct RouteConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteTarget {
     App(String),
+    /// Servers that are no app-servers. Routes with the same ones share them.
+    Upstream(Arc<UpstreamConfig>),
     /// An absolute URL, or a path on the same host.
     Redirect(String),
+}
+
+impl RouteTarget {
+    /// The app that has the route's requests, queue and metrics.
+    pub fn app(&self) -> Option<&str> {
+        match self {
+            Self::App(app) => Some(app),
+            Self::Upstream(upstream) => Some(&upstream.name),
+            Self::Redirect(_) => None,
+        }
+    }
 }
 
 impl Config {
@@ -134,6 +158,13 @@ impl Config {
             start_hold: reader.read("balancer.start_hold", Duration::from_secs(10)),
             cache_certificates: reader.read("balancer.cache_certificates", false),
             threads: reader.read("balancer.threads", thread::available_parallelism().map_or(1, Into::into)),
+            access_log: reader.read("balancer.access_log", Place::Stdout),
+            access_log_style: Style {
+                format: reader.read("balancer.access_log_format", Format::Json),
+                query: reader.read("balancer.access_log_query", false),
+                sample: reader.read("balancer.access_log_sample", Fraction::ALL),
+            },
+            trace_sample: reader.read("balancer.trace_sample", Fraction::ALL),
             routes: read_routes(reader),
             certificates: read_certificates(reader),
         };
@@ -155,8 +186,8 @@ impl Config {
     pub fn reserves(&self) -> BTreeMap<String, Vec<u32>> {
         let mut reserves: BTreeMap<String, Vec<u32>> = BTreeMap::new();
         for route in &self.routes {
-            if let (RouteTarget::App(app), Some(number)) = (&route.target, route.class.reserve) {
-                let sizes = reserves.entry(app.clone()).or_default();
+            if let (Some(app), Some(number)) = (route.target.app(), route.class.reserve) {
+                let sizes = reserves.entry(app.to_owned()).or_default();
                 sizes.resize(sizes.len().max(number + 1), 0);
                 sizes[number] = route.reserve;
             }
@@ -251,10 +282,20 @@ fn overlap(one: &ListenAddr, other: &ListenAddr) -> bool {
 fn read_routes(reader: &mut Reader<'_>) -> Vec<RouteConfig> {
     let mut seen = HashSet::new();
     let mut reserves: BTreeMap<String, usize> = BTreeMap::new();
+    let mut upstreams: HashMap<String, Arc<UpstreamConfig>> = HashMap::new();
     let routes = reader.tables("balancer.route", |table| {
         let mut route = read_route(table)?;
-        if let (RouteTarget::App(app), 1..) = (&route.target, route.reserve) {
-            let count = reserves.entry(app.clone()).or_default();
+        if let RouteTarget::Upstream(upstream) = &mut route.target {
+            let first = upstreams.entry(upstream.name.clone()).or_insert_with(|| Arc::clone(upstream));
+            if first != upstream {
+                let message = "an earlier route has an upstream of this name with other settings: give each a name";
+                let key = if table.has("name") { "name" } else { "upstream" };
+                table.refuse(key, message);
+            }
+            *upstream = Arc::clone(first);
+        }
+        if let (Some(app), 1..) = (route.target.app(), route.reserve) {
+            let count = reserves.entry(app.to_owned()).or_default();
             route.class.reserve = Some(*count);
             *count += 1;
         }
@@ -297,10 +338,8 @@ fn read_certificates(reader: &mut Reader<'_>) -> Vec<CertificateFiles> {
 
 /// `None` if something is wrong with it, which the table knows by then.
 fn read_route(table: &mut TableReader<'_>) -> Option<RouteConfig> {
-    for key in ["upstream", "directory"] {
-        if table.has(key) {
-            table.refuse(key, "is not supported yet: a route leads to an app or a redirect");
-        }
+    if table.has("directory") {
+        table.refuse("directory", "is not supported yet: a route leads to an app, an upstream or a redirect");
     }
     let host = match HostPattern::parse(&table.read("host", String::new())) {
         Ok(host) => Some(host),
@@ -317,7 +356,15 @@ fn read_route(table: &mut TableReader<'_>) -> Option<RouteConfig> {
         }
     };
     let strip_prefix = table.read("strip_prefix", false);
+    let upstream = upstream::read(table);
     let target = match (table.optional::<String>("app"), table.optional::<String>("redirect")) {
+        (app, redirect) if table.has("upstream") => {
+            let other = [app.map(|_| "app"), redirect.map(|_| "redirect")].into_iter().flatten().next();
+            if let Some(other) = other {
+                table.refuse(other, "a route leads to an app, an upstream or a redirect, to one of them only");
+            }
+            upstream.map(|upstream| RouteTarget::Upstream(Arc::new(upstream)))
+        }
         (Some(app), None) if is_app_name(&app) => Some(RouteTarget::App(app)),
         (Some(_), None) => {
             table.refuse("app", format!("an app's name is {APP_NAME}"));
@@ -333,13 +380,13 @@ fn read_route(table: &mut TableReader<'_>) -> Option<RouteConfig> {
         }
         (None, Some(to)) => Some(RouteTarget::Redirect(to)),
         (Some(_), Some(_)) => {
-            table.refuse("redirect", "a route leads to an app or a redirect, not both");
+            table.refuse("redirect", "a route leads to an app, an upstream or a redirect, to one of them only");
             None
         }
         (None, None) => {
             // A wrong one, or one that is not supported yet, has been reported.
-            if !["app", "redirect", "upstream", "directory"].into_iter().any(|key| table.has(key)) {
-                table.refuse("app", "is missing: say which app the route leads to, or where it redirects");
+            if !["app", "redirect", "directory"].into_iter().any(|key| table.has(key)) {
+                table.refuse("app", "is missing: say which app or upstream the route leads to, or where it redirects");
             }
             None
         }

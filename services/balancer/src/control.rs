@@ -5,6 +5,7 @@
 use crate::{
     Shared,
     certificates::{self, Disk, Follower, OwnFiles, Shelf, Standing},
+    fixed::Groups,
     metrics, readiness,
     registry::{self, Directory, Terms},
     reload::{Reloader, Reread},
@@ -124,6 +125,7 @@ impl Control {
         common: config::Shared,
         reread: Reread,
         own: Arc<OwnFiles>,
+        upstreams: Arc<Groups>,
         lifecycle: &Lifecycle,
     ) -> Reloader {
         Reloader {
@@ -132,6 +134,7 @@ impl Control {
             common,
             reread,
             own,
+            upstreams,
             lifecycle: lifecycle.clone(),
         }
     }

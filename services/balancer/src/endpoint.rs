@@ -1,6 +1,7 @@
 //! The balancer's view of one worker, and of the node it belongs to. Plain data: who may use it is decided in `dispatch`.
 
-use http::HeaderValue;
+use crate::{fields, foreign::Foreign};
+use http::{HeaderMap, HeaderValue};
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -16,21 +17,44 @@ use tokio::sync::Notify;
 /// How much longer than a worker's own limit we wait for it: it answers first where it still can, and where it cannot
 /// the client has our answer within a second of the limit.
 const GRACE: Duration = Duration::from_millis(750);
+/// A worker keeps idle connections for 300 s; we close ours long before, so that no request meets a closing one.
+const KEPT: Duration = Duration::from_secs(60);
 
-/// One live registration of an app-server.
+/// One live registration of an app-server, or one address of a fixed upstream.
 #[derive(Debug)]
 pub struct Node {
-    /// From its certificate.
+    /// From its certificate; of a fixed upstream, what the configuration calls it.
     pub instance: String,
     /// Where its stream comes from.
     pub address: SocketAddr,
-    /// What its workers want to see with every request: lower-case hexadecimal, marked sensitive so that nothing prints it.
-    pub pass: HeaderValue,
+    pub server: Server,
     /// Its workers' own limit to a response head, and between two parts of a body, where it is known.
     pub timeout: Option<Duration>,
 }
 
+/// What sort of server a node is, and so how its workers are spoken with.
+#[derive(Clone, Debug)]
+pub enum Server {
+    /// An app-server of this cluster. Its workers want to see the pass with every request: lower-case hexadecimal, marked
+    /// sensitive so that nothing prints it.
+    App { pass: HeaderValue },
+    /// Any HTTP server that the configuration names. It knows nothing of us and tells us nothing.
+    Foreign(Arc<Foreign>),
+}
+
+impl Server {
+    /// The very same one: a restarted app-server has a new pass, and a foreign one whose settings changed is another.
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::App { pass }, Self::App { pass: other }) => pass == other,
+            (Self::Foreign(foreign), Self::Foreign(other)) => Arc::ptr_eq(foreign, other),
+            (Self::App { .. }, Self::Foreign(_)) | (Self::Foreign(_), Self::App { .. }) => false,
+        }
+    }
+}
+
 impl Node {
+    /// An app-server with this pass.
     pub fn new(instance: String, address: SocketAddr, pass: &[u8]) -> Self {
         let mut text = String::with_capacity(pass.len() * 2);
         for byte in pass {
@@ -40,7 +64,32 @@ impl Node {
         }
         let mut pass = HeaderValue::try_from(text).expect("hexadecimal digits are a field value");
         pass.set_sensitive(true);
-        Self { instance, address, pass, timeout: None }
+        Self { instance, address, server: Server::App { pass }, timeout: None }
+    }
+
+    /// It reports: which slots are free again after their request has left, which of its workers died, that it refuses a
+    /// request. What a server that does not report says with fields of ours means nothing.
+    pub fn reports(&self) -> bool {
+        matches!(self.server, Server::App { .. })
+    }
+
+    /// How long a connection to it may be idle and still be used.
+    pub fn keeps(&self) -> Duration {
+        match &self.server {
+            Server::App { .. } => KEPT,
+            Server::Foreign(foreign) => foreign.keepalive,
+        }
+    }
+
+    /// Adds what it wants to see in a request on the connection of this name.
+    pub fn sign(&self, headers: &mut HeaderMap, connection: &HeaderValue) {
+        match &self.server {
+            Server::App { pass } => {
+                headers.insert(fields::SERVERY_PASS, pass.clone());
+                headers.insert(fields::SERVERY_CONNECTION, connection.clone());
+            }
+            Server::Foreign(foreign) => foreign.sign(headers),
+        }
     }
 
     /// How long its workers may be silent, and never longer than `most`.
@@ -217,7 +266,7 @@ impl Endpoint {
             && self.generation == worker.generation
             && self.address == worker.address
             && self.node.instance == node.instance
-            && self.node.pass == node.pass
+            && self.node.server.is(&node.server)
     }
 }
 

@@ -18,8 +18,9 @@ pub struct Fallen {
 }
 
 impl Fallen {
+    /// Whose node reports no deaths is not counted: nothing would ever be known of it.
     pub fn add(&mut self, endpoint: &Arc<Endpoint>) {
-        if !self.endpoints.iter().any(|other| other.id == endpoint.id) {
+        if endpoint.node.reports() && !self.endpoints.iter().any(|other| other.id == endpoint.id) {
             self.endpoints.push(Arc::clone(endpoint));
         }
     }
@@ -66,7 +67,10 @@ fn count(endpoints: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::endpoint::{EndpointId, Node, WorkerView};
+    use crate::{
+        endpoint::{EndpointId, Node, Server, WorkerView},
+        foreign::Foreign,
+    };
     use tokio::time::Instant;
 
     fn endpoint(instance: &str, position: u32) -> Arc<Endpoint> {
@@ -102,6 +106,17 @@ mod tests {
         let start = Instant::now();
         assert_eq!(fallen(&[&one, &two]).deaths().await, 1);
         assert_eq!(start.elapsed(), REPORT);
+    }
+
+    #[test]
+    fn whose_node_tells_nothing_is_not_counted() {
+        let foreign = Foreign { security: None, host: None, keepalive: Duration::ZERO };
+        let address = ([127, 0, 0, 1], 1).into();
+        let server = Server::Foreign(Arc::new(foreign));
+        let node = Arc::new(Node { instance: "127.0.0.1:1".to_owned(), address, server, timeout: None });
+        let id = EndpointId { number: 1, seat: 0 };
+        let endpoint = Arc::new(Endpoint::new(id, &node, &WorkerView::ready(0, address, 1)));
+        assert_eq!(fallen(&[&endpoint]).resets(), 0);
     }
 
     #[tokio::test(start_paused = true)]

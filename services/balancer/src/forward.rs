@@ -146,7 +146,7 @@ pub(crate) async fn forward(
         app.metrics.retries.increment(1);
         failed = Some(reject);
         // a connection that was stale says nothing about its endpoint
-        if failure != Failure::Stale && !tried.contains(&id) {
+        if !matches!(failure, Failure::Stale | Failure::Aged) && !tried.contains(&id) {
             tried.push(id);
         }
     }

@@ -5,7 +5,10 @@
 //! Limits: the head's bytes, fields and time, HTTP/2's streams and resets, the body's bytes and time. Of HTTP/1.1 hyper
 //! gets to see only what `strict` lets through, so that every request is answered, counted and logged by us.
 
+mod target;
+
 use crate::{
+    accesslog::Format,
     body::Body,
     edge::Edge,
     farewell, fields,
@@ -17,13 +20,14 @@ use crate::{
     record::Record,
     redirect,
     reject::Reject,
-    route::{Prefix, Route, Target},
+    route::Target,
     source::{BodyLimits, RequestSource},
     strict::{Answering, Left, Strict, Turn},
+    trace::Trace,
     trailers,
     tunnel::{Tunnel, Wish},
 };
-use http::{Method, Request, Response, Uri, Version, header, request::Parts, uri::PathAndQuery};
+use http::{Method, Request, Response, Uri, Version, header, request::Parts};
 use hyper::{
     body::Incoming,
     rt::Executor,
@@ -224,7 +228,8 @@ impl Server {
         let edge = &self.edge;
         // nobody has read what it asked for
         let asked = (unread_method(), Uri::from_static("-"), Version::HTTP_11);
-        let mut record = Record::begin(edge, edge.request_id(), hop.peer, asked);
+        let style = edge.shared.config.load().access_log_style;
+        let mut record = Record::begin(edge, style, edge.request_id(), hop.peer, asked);
         let id = record.id.to_str().expect("ids are made of visible characters");
         let mut response = reject.response(id, record.version, Duration::ZERO);
         response.headers_mut().insert(fields::X_REQUEST_ID, record.id.clone());
@@ -256,10 +261,16 @@ async fn handle(
     let origin = hop.origin(&head.headers, &config.trusted_proxies);
     let debug = head.headers.contains_key(fields::SERVERY_DEBUG)
         && config.debug_networks.iter().any(|network| network.contains(origin.client));
+    let style = config.access_log_style;
     drop(config);
     let id = fields::believed_id(&head.headers, hop.trusted).unwrap_or_else(|| edge.request_id());
-    let mut record = Record::begin(&edge, id, origin.client, (head.method.clone(), head.uri.clone(), head.version));
-    record.trace_id = fields::trace_id(&head.headers);
+    let mut record =
+        Record::begin(&edge, style, id, origin.client, (head.method.clone(), head.uri.clone(), head.version));
+    if style.format == Format::Combined {
+        record.referer = head.headers.get(header::REFERER).cloned();
+        record.user_agent = head.headers.get(header::USER_AGENT).cloned();
+    }
+    record.trace = Trace::of(&head.headers);
     record.answering = answering;
     let answered = answer(&edge, (hop, &origin), redirect_to, (head, incoming), wish, &mut record).await;
     let (mut response, tunnel) = match answered {
@@ -336,7 +347,7 @@ async fn answer(
     let body = RequestSource::new(incoming, limits, &edge.buffers)?;
     record.body.clone_from(&body);
 
-    let uri = upstream_uri(&head.uri, &route)?;
+    let uri = target::of_route(&head.uri, &route)?;
     let headers = &mut head.headers;
     let trailers = trailers::are_wanted(headers);
     fields::clean_request(headers, hop.trusted);
@@ -352,6 +363,9 @@ async fn answer(
     hops::say_via(headers, head.version);
     headers.insert(header::HOST, value.clone());
     headers.insert(fields::X_REQUEST_ID, record.id.clone());
+    let client = record.trace.is_some();
+    let trace = record.trace.get_or_insert_with(|| edge.trace());
+    trace.pass_on(headers, edge.random(), client);
     let wish = wish.map(|wish| wish.admit(&edge.shared)).transpose()?;
     if let Some(wish) = &wish {
         wish.ask(headers);
@@ -365,24 +379,6 @@ async fn answer(
         (Answer::Switched(..), None) => Err(Reject::BadResponse),
         (Answer::Whole(response), _) => Ok((response, None)),
     }
-}
-
-/// Path and query as the app sees them.
-fn upstream_uri(uri: &Uri, route: &Route) -> Result<Uri, Reject> {
-    let whole = || uri.path_and_query().cloned().ok_or(Reject::BadTarget);
-    let target = if route.strip_prefix { without_prefix(uri, &route.prefix)? } else { whole()? };
-    Ok(Uri::from(target))
-}
-
-fn without_prefix(uri: &Uri, prefix: &Prefix) -> Result<PathAndQuery, Reject> {
-    let rest = prefix.rest(uri.path()).ok_or(Reject::BadTarget)?;
-    let mut target = String::with_capacity(uri.path().len() + uri.query().map_or(0, str::len) + 2);
-    target.push_str(if rest.is_empty() { "/" } else { rest });
-    if let Some(query) = uri.query() {
-        target.push('?');
-        target.push_str(query);
-    }
-    PathAndQuery::try_from(target).map_err(|_| Reject::BadTarget)
 }
 
 #[cfg(test)]

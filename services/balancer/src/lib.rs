@@ -1,8 +1,8 @@
 //! The balancer: terminates TLS, routes, holds the one queue of each app, picks a worker, forwards. In reading order:
-//! `listener`, `proxy_protocol`, `tls`, `http` (with `strict`, `farewell`, `host`, `hops`, `fields`, `origin`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
-//! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `relay`, `ahead`, `buffers`, `body`, `trailers`, `tunnel`), `retry`, `reject`,
+//! `listener`, `proxy_protocol`, `tls`, `http` (with `strict`, `farewell`, `host`, `hops`, `fields`, `origin`, `trace`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
+//! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `foreign`, `relay`, `ahead`, `buffers`, `body`, `trailers`, `tunnel`), `retry`, `reject`,
 //! `accesslog` (with `record`), `metrics`
-//! are the data plane, one runtime per core with its `edge`; `registry`, `certificates`, `readiness`,
+//! are the data plane, one runtime per core with its `edge`; `registry`, `fixed`, `certificates`, `readiness`,
 //! `status`, `reload` are the control plane, on the process's first runtime. The two meet in [`Shared`] only.
 
 pub mod accesslog;
@@ -23,8 +23,10 @@ pub mod endpoint;
 pub mod fallen;
 mod farewell;
 pub mod fields;
+mod fixed;
 #[cfg(test)]
 mod fixture;
+pub mod foreign;
 pub mod forward;
 pub mod hops;
 pub mod host;
@@ -49,6 +51,7 @@ pub mod source;
 mod status;
 mod strict;
 pub mod tls;
+pub mod trace;
 pub mod trailers;
 mod tunnel;
 pub mod upstream;
@@ -68,6 +71,7 @@ use chassis::{
 };
 use config::RouteTarget;
 use control::{Control, Kept};
+use fixed::{Groups, Wanted};
 use listener::Sockets;
 use reload::Reread;
 use route::{Route, Target};
@@ -101,6 +105,8 @@ pub struct Shared {
     pub apps: Arc<Apps>,
     /// One for each client connection that may be open.
     pub slots: Arc<Semaphore>,
+    /// Where the access log goes.
+    pub log: Arc<accesslog::Destination>,
     /// The upper half of the numbers of this process's connections to workers.
     pub connections: NonZeroU32,
     /// The lower half of the newest one.
@@ -116,6 +122,7 @@ impl Shared {
     pub fn new(config: Config, https_port: Option<u16>, certificates: tls::CertificateSet) -> Arc<Self> {
         let (limits, reserves) = (config.limits(), config.reserves());
         let slots = Arc::new(Semaphore::new(config.max_connections.min(CONNECTIONS_MAX)));
+        let log = accesslog::Destination::new(config.access_log.clone());
         let shared = Self {
             config: ArcSwap::from_pointee(config),
             https_port,
@@ -124,6 +131,7 @@ impl Shared {
             offers: Mutex::default(),
             apps: Apps::with_reserves(limits, reserves),
             slots,
+            log,
             connections: rand::random(),
             connected: AtomicU32::new(0),
             tunnels: AtomicUsize::new(0),
@@ -164,6 +172,7 @@ impl Shared {
             prefix: route.prefix.clone(),
             target: match &route.target {
                 RouteTarget::App(app) => Target::App(self.apps.obtain(app)),
+                RouteTarget::Upstream(upstream) => Target::App(self.apps.obtain(&upstream.name)),
                 RouteTarget::Redirect(to) => Target::Redirect(to.as_str().into()),
             },
             strip_prefix: route.strip_prefix,
@@ -247,9 +256,13 @@ pub async fn run(
     if !watched.is_empty() || !pushed.is_empty() {
         shared.offer(|offers| *offers = Offers { own: watched, pushed });
     }
+    let wanted =
+        Wanted::read(&shared.config.load().routes).context("an upstream's certificate could never be verified")?;
+    let upstreams = Arc::new(Groups::new(Arc::clone(&shared.apps), discovery.clone()));
+    upstreams.follow(wanted);
 
     let control = Control::new(Arc::clone(&shared), common.clone(), discovery, kept);
-    let reloader = control.reloader(common, reread, Arc::clone(&own), &lifecycle);
+    let reloader = control.reloader(common, reread, Arc::clone(&own), upstreams, &lifecycle);
     let stopping = control.stopping.clone();
     // Ends with this function, whichever way it ends.
     let mut tasks = JoinSet::new();

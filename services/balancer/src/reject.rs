@@ -48,6 +48,8 @@ pub enum Reject {
     Refused,
     ConnectRefused,
     ConnectTimeout,
+    /// A fixed upstream could not prove who it is, or speaks no TLS that we do.
+    UpstreamTls,
     /// The worker closed the connection before its response head.
     UpstreamReset,
     /// Two workers died of the request.
@@ -82,7 +84,7 @@ impl From<Fault> for Reject {
 
 impl Reject {
     /// In the order of declaration, so that `ALL[reject as usize] == reject`.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::Malformed,
         Self::BadFraming,
         Self::BadVersion,
@@ -106,6 +108,7 @@ impl Reject {
         Self::Refused,
         Self::ConnectRefused,
         Self::ConnectTimeout,
+        Self::UpstreamTls,
         Self::UpstreamReset,
         Self::Poisoned,
         Self::BadResponse,
@@ -141,6 +144,7 @@ impl Reject {
             Self::Refused => "refused",
             Self::ConnectRefused => "connect_refused",
             Self::ConnectTimeout => "connect_timeout",
+            Self::UpstreamTls => "upstream_tls",
             Self::UpstreamReset => "upstream_reset",
             Self::Poisoned => "poison",
             Self::BadResponse => "bad_response",
@@ -171,9 +175,12 @@ impl Reject {
             | Self::TooManyTunnels
             | Self::Refused
             | Self::Drained => StatusCode::SERVICE_UNAVAILABLE,
-            Self::ConnectRefused | Self::UpstreamReset | Self::Poisoned | Self::BadResponse | Self::CutOff => {
-                StatusCode::BAD_GATEWAY
-            }
+            Self::ConnectRefused
+            | Self::UpstreamTls
+            | Self::UpstreamReset
+            | Self::Poisoned
+            | Self::BadResponse
+            | Self::CutOff => StatusCode::BAD_GATEWAY,
             Self::ConnectTimeout | Self::ResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
             // nginx's number for it; never sent, and outside of what RFC 9110 names
             Self::ClientGone => StatusCode::from_u16(499).expect("499 is a status number"),
@@ -202,6 +209,7 @@ impl Reject {
             Self::QueueDeadline | Self::NoEndpoint | Self::Refused | Self::Drained => "destination_unavailable",
             Self::ConnectRefused => "connection_refused",
             Self::ConnectTimeout => "connection_timeout",
+            Self::UpstreamTls => "tls_protocol_error",
             Self::UpstreamReset | Self::Poisoned => "connection_terminated",
             Self::BadResponse => "http_protocol_error",
             Self::ResponseTimeout => "http_response_timeout",
@@ -233,7 +241,9 @@ impl Reject {
             Self::NoEndpoint => "The application is not running at the moment.",
             Self::TooManyTunnels => "Too many connections of this kind are open.",
             Self::Refused => "The application could not take the request at the moment.",
-            Self::ConnectRefused | Self::UpstreamReset | Self::CutOff => "The application did not answer.",
+            Self::ConnectRefused | Self::UpstreamTls | Self::UpstreamReset | Self::CutOff => {
+                "The application did not answer."
+            }
             Self::Poisoned => "The application failed on this request.",
             Self::BadResponse => "The application's answer could not be understood.",
             Self::ConnectTimeout | Self::ResponseTimeout => "The application did not answer in time.",
@@ -269,6 +279,7 @@ impl Reject {
             | Self::NoRoute
             | Self::ConnectRefused
             | Self::ConnectTimeout
+            | Self::UpstreamTls
             | Self::UpstreamReset
             | Self::Poisoned
             | Self::BadResponse

@@ -5,6 +5,7 @@
 use crate::{
     Config, Shared,
     certificates::{OwnFiles, files::FileError},
+    fixed::{Groups, Wanted},
     registry::Directory,
     tls,
 };
@@ -26,6 +27,7 @@ pub(crate) struct Reloader {
     pub(crate) common: config::Shared,
     pub(crate) reread: Reread,
     pub(crate) own: Arc<OwnFiles>,
+    pub(crate) upstreams: Arc<Groups>,
     pub(crate) lifecycle: Lifecycle,
 }
 
@@ -65,9 +67,11 @@ impl Reloader {
             let all = |errors: Vec<FileError>| {
                 errors.iter().map(|e| format!("balancer.certificate: {e}")).collect::<Vec<_>>()
             };
-            Ok::<_, Vec<String>>((config, common, opened.map_err(all)?))
+            let opened = opened.map_err(all)?;
+            let wanted = Wanted::read(&config.routes).map_err(|error| vec![format!("balancer.route: {error}")])?;
+            Ok::<_, Vec<String>>((config, common, opened, wanted))
         });
-        let (config, common, opened) = match read.await {
+        let (config, common, opened, wanted) = match read.await {
             Ok(Ok(sections)) => sections,
             Ok(Err(problems)) => {
                 for problem in problems {
@@ -82,7 +86,10 @@ impl Reloader {
             }
         };
         self.serve_with(self.own.watch(opened));
-        for key in self.put_in_force(config).into_iter().chain(differences(&common, &self.common)) {
+        let kept = self.put_in_force(config);
+        // behind the routes: nothing new is sent to an upstream that goes
+        self.upstreams.follow(wanted);
+        for key in kept.into_iter().chain(differences(&common, &self.common)) {
             tracing::warn!(key, "SIGHUP: this cannot change while the process runs; it waits for the next start");
         }
         counter!("servery_balancer_config_reloads_total", "result" => "ok").increment(1);

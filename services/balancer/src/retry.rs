@@ -26,6 +26,9 @@ pub enum Failure {
     NotConnected,
     /// A kept connection turned out to be closed before anything was written to it.
     Stale,
+    /// A kept connection to a server that is not of this cluster ended after something was written to it: servers close what
+    /// was idle for long enough, and nobody tells when.
+    Aged,
     /// The connection ended after something may have been sent and before a response.
     Reset,
     /// No response head in time. A request that has used its time has none left for another worker.
@@ -79,6 +82,8 @@ impl Attempted {
             // Bounded by the number of kept connections: each was taken out of the pool.
             Failure::Stale => Verdict::Free,
             Failure::Lost if self.attempts < ATTEMPTS => Verdict::Free,
+            // the next one is on a fresh connection
+            Failure::Aged if self.idempotent && self.attempts < ATTEMPTS => Verdict::Free,
             Failure::NotConnected if self.attempts < ATTEMPTS => Verdict::Budgeted,
             Failure::Reset if self.idempotent && self.attempts < ATTEMPTS => match self.deaths {
                 _ if self.resets < DEATHS => Verdict::Budgeted,
@@ -88,6 +93,7 @@ impl Attempted {
             },
             Failure::Refused
             | Failure::NotConnected
+            | Failure::Aged
             | Failure::Reset
             | Failure::TimedOut
             | Failure::Lost
@@ -190,6 +196,15 @@ mod tests {
     fn what_may_have_been_processed_is_tried_again_only_when_idempotent() {
         assert_eq!(attempted(Failure::Reset).verdict(), Verdict::GiveUp);
         assert_eq!(Attempted { idempotent: true, ..attempted(Failure::Reset) }.verdict(), Verdict::Budgeted);
+    }
+
+    #[test]
+    fn what_was_closed_for_its_age_costs_no_budget_but_may_have_been_processed() {
+        let aged = Attempted { idempotent: true, ..attempted(Failure::Aged) };
+        assert_eq!(aged.verdict(), Verdict::Free);
+        assert_eq!(attempted(Failure::Aged).verdict(), Verdict::GiveUp, "not idempotent");
+        assert_eq!(Attempted { replayable: false, ..aged }.verdict(), Verdict::GiveUp);
+        assert_eq!(Attempted { attempts: ATTEMPTS, ..aged }.verdict(), Verdict::GiveUp);
     }
 
     #[test]

@@ -74,6 +74,11 @@ fn app_of<'a>(app: &AppView, routes: impl Iterator<Item = &'a Route>) -> Value {
     let nodes = app.nodes.iter().map(|node| {
         let workers = node.endpoints.iter().map(|endpoint| {
             let worker = &endpoint.worker;
+            // of a server that does not report, what this balancer knows by itself
+            let (busy, served) = match node.node.reports() {
+                true => (worker.busy, worker.served),
+                false => (endpoint.held, endpoint.picked),
+            };
             json!({
                 "position": worker.position,
                 "generation": worker.generation,
@@ -85,9 +90,9 @@ fn app_of<'a>(app: &AppView, routes: impl Iterator<Item = &'a Route>) -> Value {
                 "held": endpoint.held,
                 "unsettled": endpoint.unsettled,
                 "ejected": endpoint.ejected,
-                "busy": worker.busy,
+                "busy": busy,
                 "on_deck": worker.on_deck,
-                "served": worker.served,
+                "served": served,
                 "restarts": worker.restarts,
                 "restarts_by_cause": *worker.restarts_by_cause,
                 "age_s": worker.age.as_secs_f64(),

@@ -2,19 +2,24 @@
 //! before or dialled now. A connection serves one request at a time and comes back when its response was read to the
 //! end; anything else closes it. The newest is used first, so that the others can get old and be closed.
 
-use crate::{Shared, endpoint::Endpoint, reject::Reject, source::RequestBody};
+use crate::{
+    Shared,
+    endpoint::{Endpoint, Server},
+    foreign::Secured,
+    reject::Reject,
+    source::RequestBody,
+};
 use http::HeaderValue;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use std::{cell::RefCell, collections::HashMap, io, sync::Arc, time::Duration};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     task::JoinHandle,
     time::{Instant, timeout},
 };
 
-/// A worker keeps idle connections for 300 s; we close ours long before, so that no request meets a closing one.
-const IDLE: Duration = Duration::from_secs(60);
 /// Idle connections per endpoint. More are in use at a time only when more permits than this are held.
 const KEPT: usize = 64;
 /// Longest response head. (Its fields are limited by hyper to 100; another number costs it 5 %.)
@@ -36,6 +41,13 @@ pub struct Connection {
     idle_since: Instant,
 }
 
+impl Connection {
+    /// Open as far as anybody knows, and not idle for so long that the other side may be about to close it.
+    fn is_usable(&self, now: Instant) -> bool {
+        self.sender.is_ready() && now.saturating_duration_since(self.idle_since) < self.endpoint.node.keeps()
+    }
+}
+
 impl Drop for Connection {
     fn drop(&mut self) {
         self.task.abort();
@@ -55,16 +67,21 @@ impl Pool {
         Self { shared, idle: RefCell::default() }
     }
 
-    /// The connection that became idle last, if one is still open.
-    pub fn take(&self, endpoint: &Arc<Endpoint>) -> Option<Connection> {
+    /// The connection that became idle last, if one is still open, and not for too long.
+    pub fn take(&self, endpoint: &Arc<Endpoint>, now: Instant) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(&Arc::as_ptr(endpoint))?;
         while let Some(connection) = connections.pop() {
-            if connection.sender.is_ready() {
+            if connection.is_usable(now) {
                 return Some(connection);
             }
         }
         None
+    }
+
+    /// Closes the idle connections to an endpoint.
+    pub fn forget(&self, endpoint: &Arc<Endpoint>) {
+        self.idle.borrow_mut().remove(&Arc::as_ptr(endpoint));
     }
 
     /// A connection whose last response was read to the end.
@@ -84,11 +101,17 @@ impl Pool {
     /// A new connection. Nothing was sent when this fails.
     pub async fn dial(&self, endpoint: &Arc<Endpoint>) -> Result<Connection, Reject> {
         let limit = self.shared.config.load().connect_timeout;
-        let dialled = timeout(limit, connect(endpoint)).await.map_err(|_| Reject::ConnectTimeout)?;
-        let stream = dialled.map_err(|error| {
-            tracing::debug!(%error, address = %endpoint.address, "a worker cannot be reached");
-            if error.kind() == io::ErrorKind::TimedOut { Reject::ConnectTimeout } else { Reject::ConnectRefused }
-        })?;
+        let connected = timeout(limit, connect(endpoint)).await.map_err(|_| Reject::ConnectTimeout)?;
+        match connected? {
+            Connected::Plain(stream) => self.speak(endpoint, stream).await,
+            Connected::Secured(stream) => self.speak(endpoint, *stream).await,
+        }
+    }
+
+    async fn speak<S>(&self, endpoint: &Arc<Endpoint>, stream: S) -> Result<Connection, Reject>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let mut builder = http1::Builder::new();
         builder.max_buf_size(BUFFER).max_header_size(HEAD);
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(|_| Reject::ConnectRefused)?;
@@ -105,11 +128,7 @@ impl Pool {
     /// Closes what is too old, closed by the worker, or belongs to an endpoint that is gone.
     pub fn sweep(&self, now: Instant) {
         self.idle.borrow_mut().retain(|_, connections| {
-            connections.retain(|connection| {
-                connection.sender.is_ready()
-                    && !connection.endpoint.is_gone()
-                    && now.duration_since(connection.idle_since) < IDLE
-            });
+            connections.retain(|connection| connection.is_usable(now) && !connection.endpoint.is_gone());
             !connections.is_empty()
         });
     }
@@ -128,7 +147,27 @@ fn name(number: u64) -> HeaderValue {
     HeaderValue::try_from(format!("{number:016x}")).expect("hexadecimal digits are a field value")
 }
 
-async fn connect(endpoint: &Endpoint) -> io::Result<TcpStream> {
+/// A connection before its first request.
+enum Connected {
+    Plain(TcpStream),
+    Secured(Box<Secured>),
+}
+
+async fn connect(endpoint: &Endpoint) -> Result<Connected, Reject> {
+    let stream = reach(endpoint).await.map_err(|error| {
+        tracing::debug!(%error, address = %endpoint.address, "a worker cannot be reached");
+        if error.kind() == io::ErrorKind::TimedOut { Reject::ConnectTimeout } else { Reject::ConnectRefused }
+    })?;
+    let Server::Foreign(foreign) = &endpoint.node.server else { return Ok(Connected::Plain(stream)) };
+    let Some(security) = &foreign.security else { return Ok(Connected::Plain(stream)) };
+    let secured = security.secure(stream).await.map_err(|error| {
+        tracing::debug!(%error, node = endpoint.node.instance, "TLS with an upstream failed");
+        Reject::UpstreamTls
+    })?;
+    Ok(Connected::Secured(Box::new(secured)))
+}
+
+async fn reach(endpoint: &Endpoint) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(endpoint.address).await?;
     stream.set_nodelay(true)?;
     Ok(stream)

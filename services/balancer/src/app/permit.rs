@@ -42,9 +42,12 @@ impl Permit {
         self.why
     }
 
-    /// From now on the slot may be occupied, by what is sent on the connection of this number.
+    /// From now on the slot may be occupied, by what is sent on the connection of this number. Where nobody would ever tell
+    /// that it is free again, it counts as free when the request has left.
     pub fn begin(&mut self, connection: u64) {
-        self.change(|returned| returned.begun = Some(connection));
+        if self.endpoint.node.reports() {
+            self.change(|returned| returned.begun = Some(connection));
+        }
     }
 
     /// The exchange on the connection ended cleanly, so the slot is free; or nothing was sent at all.

@@ -1,7 +1,7 @@
 //! A newer configuration beside the one in force. In: both. Out: the newer one, as it can be put in force while the
 //! process runs. Pure.
 
-use super::{Config, RouteConfig, RouteTarget};
+use super::{Config, RouteConfig};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Config {
@@ -57,10 +57,7 @@ fn keep<T: PartialEq + Clone>(key: &'static str, new: &mut T, old: &T, kept: &mu
 
 /// What makes it the same route of the same app: app, host, prefix.
 fn place(route: &RouteConfig) -> Option<(String, String, String)> {
-    match &route.target {
-        RouteTarget::App(app) => Some((app.clone(), route.host.to_string(), route.prefix.to_string())),
-        RouteTarget::Redirect(_) => None,
-    }
+    Some((route.target.app()?.to_owned(), route.host.to_string(), route.prefix.to_string()))
 }
 
 #[cfg(test)]

@@ -65,13 +65,8 @@ fn the_second_of_two_clashing_routes_is_refused_at_its_line() {
 
 #[test]
 fn what_is_not_there_yet_is_refused_by_name() {
-    for key in ["upstream", "directory"] {
-        let problem = problem(&format!("[[balancer.route]]\n{key} = \"x\"\n"));
-        assert!(
-            problem.starts_with(&format!("servery.toml:2: balancer.route.{key}: is not supported yet")),
-            "{problem}"
-        );
-    }
+    let problem = problem("[[balancer.route]]\ndirectory = \"x\"\n");
+    assert!(problem.starts_with("servery.toml:2: balancer.route.directory: is not supported yet"), "{problem}");
 }
 
 #[test]
@@ -141,6 +136,11 @@ fn values_that_do_not_fit_together_are_refused() {
             "balancer.certificate.cert",
         ),
         ("[balancer]\nproxy_protocol = true\n", 2, "balancer.proxy_protocol"),
+        ("[balancer]\naccess_log = \"access.log\"\n", 2, "balancer.access_log"),
+        ("[balancer]\naccess_log = \"\"\n", 2, "balancer.access_log"),
+        ("[balancer]\naccess_log_format = \"common\"\n", 2, "balancer.access_log_format"),
+        ("[balancer]\naccess_log_sample = 1.5\n", 2, "balancer.access_log_sample"),
+        ("[balancer]\naccess_log_query = 1\n", 2, "balancer.access_log_query"),
     ] {
         let problem = problem(text);
         assert!(problem.starts_with(&format!("servery.toml:{line}: {key}: ")), "{text}{problem}");
@@ -161,4 +161,107 @@ fn names_of_apps_are_plain() {
     }
     assert!(is_app_name(&"a".repeat(63)));
     assert!(!is_app_name(&"a".repeat(64)));
+}
+
+#[test]
+fn a_route_may_lead_to_servers_that_are_no_app_servers() {
+    let (config, ended) = read(
+        "[[balancer.route]]\nupstream = \"http://10.0.0.5:8000\"\n\
+         [[balancer.route]]\nprefix = \"/shop\"\nname = \"shop\"\n\
+         upstream = [\"http://Shop.internal weight=4\", \"https://other.internal weight=6\", \"https://[fd00::5]:8443 weight=2\"]\n\
+         ca = \"/ca.pem\"\nhost_header = \"upstream\"\nkeepalive = \"30s\"\nmax_connections = 16\n\
+         health_check = \"/healthz?x=1\"\nhealth_interval = \"1s\"\n\
+         [[balancer.route]]\nprefix = \"/same\"\nupstream = [\"http://10.0.0.5:8000\"]\nreserve = 1\n",
+    );
+    ended.unwrap();
+    let targets: Vec<_> = config.routes.iter().map(|route| &route.target).collect();
+    let [RouteTarget::Upstream(plain), RouteTarget::Upstream(shop), RouteTarget::Upstream(same)] = targets.as_slice()
+    else {
+        panic!("{targets:?}")
+    };
+    assert!(Arc::ptr_eq(plain, same), "the same servers are one upstream");
+    assert_eq!(plain.name, "upstream:10.0.0.5:8000");
+    assert_eq!((plain.host, plain.max_connections, &plain.health), (HostHeader::Preserve, 1024, &None));
+    assert_eq!(config.reserves(), [("upstream:10.0.0.5:8000".to_owned(), vec![1])].into());
+    assert_eq!(shop.name, "upstream:shop");
+    let servers: Vec<_> =
+        shop.servers.iter().map(|server| (server.secure, server.at.to_string(), server.weight)).collect();
+    assert_eq!(
+        servers,
+        [
+            (false, "shop.internal:80".to_owned(), 2),
+            (true, "other.internal:443".to_owned(), 3),
+            (true, "[fd00::5]:8443".to_owned(), 1),
+        ]
+    );
+    let health = shop.health.as_ref().unwrap();
+    assert_eq!((health.path.as_str(), health.interval, health.timeout), ("/healthz?x=1", SECOND, SECOND));
+    assert_eq!((shop.host, shop.max_connections, shop.keepalive), (HostHeader::Upstream, 16, 30 * SECOND));
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn what_is_wrong_with_an_upstream_is_told_at_its_line() {
+    let upstream = "[[balancer.route]]\nupstream = \"http://a:1\"\n";
+    for (text, line, key) in [
+        ("[[balancer.route]]\nupstream = []\n".to_owned(), 2, "upstream"),
+        ("[[balancer.route]]\nupstream = 7\n".to_owned(), 2, "upstream"),
+        ("[[balancer.route]]\nupstream = [\"http://a\",\n\"http://b/path\"]\n".to_owned(), 3, "upstream"),
+        ("[[balancer.route]]\nupstream = [\"http://a\", \"http://A:80\"]\n".to_owned(), 2, "upstream"),
+        (format!("{upstream}app = \"a\"\n"), 3, "app"),
+        (format!("{upstream}redirect = \"/a\"\n"), 3, "redirect"),
+        (format!("{upstream}name = \"A\"\n"), 3, "name"),
+        (format!("{upstream}ca = \"/ca.pem\"\n"), 3, "ca"),
+        (format!("{upstream}host_header = \"mine\"\n"), 3, "host_header"),
+        (format!("{upstream}keepalive = 5\n"), 3, "keepalive"),
+        (format!("{upstream}max_connections = 0\n"), 3, "max_connections"),
+        (format!("{upstream}health_check = \"healthz\"\n"), 3, "health_check"),
+        (format!("{upstream}health_check = \"http://a/b\"\n"), 3, "health_check"),
+        (format!("{upstream}health_interval = \"5s\"\n"), 3, "health_interval"),
+        (format!("{upstream}health_timeout = \"5s\"\n"), 3, "health_timeout"),
+        (format!("{upstream}health_check = \"/\"\nhealth_interval = \"1ms\"\n"), 4, "health_interval"),
+        (format!("{upstream}health_check = \"/\"\nhealth_timeout = \"0s\"\n"), 4, "health_timeout"),
+        (format!("{upstream}healthcheck = \"/\"\n"), 3, "healthcheck"),
+        ("[[balancer.route]]\napp = \"a\"\nhealth_check = \"/\"\n".to_owned(), 3, "health_check"),
+        (format!("{upstream}{}keepalive = \"1s\"\n", upstream.replace("]\n", "]\nprefix = \"/b\"\n")), 5, "upstream"),
+    ] {
+        let problem = problem(&text);
+        assert!(problem.starts_with(&format!("servery.toml:{line}: balancer.route.{key}: ")), "{text}{problem}");
+    }
+}
+
+#[test]
+fn a_server_is_a_url_without_a_path_and_perhaps_a_weight() {
+    use chassis::config::Value as _;
+    for (text, wanted) in [
+        ("http://a", Some("a:80")),
+        ("https://a/", Some("a:443")),
+        ("HTTP://a:8000   weight=100", Some("a:8000")),
+        ("http://127.0.0.1:1", Some("127.0.0.1:1")),
+        ("http://my_app:8000", Some("my_app:8000")),
+        ("", None),
+        ("a:8000", None),
+        ("ftp://a", None),
+        ("http://", None),
+        ("http://a:", None),
+        ("http://a:0", None),
+        ("http://a:65536", None),
+        ("http://a/b", None),
+        ("http://a/?b", None),
+        ("http://a#b", None),
+        ("http://b@a", None),
+        ("http://10.0.0.300", None),
+        ("https://-a", None),
+        ("http://a weight=0", None),
+        ("http://a weight=101", None),
+        ("http://a weight=-1", None),
+        ("http://a weight", None),
+        ("http://a wait=1", None),
+        ("http://a weight=1 weight=2", None),
+        ("http://a http://b", None),
+    ] {
+        let server = Server::from_text(text);
+        assert_eq!(server.map(|server| server.at.to_string()).as_deref(), wanted, "{text}");
+    }
 }

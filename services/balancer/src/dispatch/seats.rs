@@ -134,9 +134,10 @@ impl Seats {
         }
     }
 
-    /// Ejects who is much slower than the middle one of all.
+    /// Ejects who is much slower than the middle one of all. Servers of fixed upstreams may be as different as they like: how
+    /// much each gets was said by who weighted them.
     fn compare(&mut self, now: Instant) {
-        let open = |seat: &&mut Seat| seat.open;
+        let open = |seat: &&mut Seat| seat.open && seat.endpoint.node.reports();
         let paces: Vec<(u32, f64)> = (0..)
             .zip(&mut self.seats)
             .filter_map(|(index, seat)| Some((index, seat.as_mut().filter(open)?.health.take_pace()?)))

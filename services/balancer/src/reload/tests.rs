@@ -5,7 +5,10 @@ use crate::{
     route::Target,
     tls::CertificateSet,
 };
-use chassis::config::{Layers, Reader};
+use chassis::{
+    config::{Layers, Reader},
+    discovery::Discovery,
+};
 use std::{
     sync::{
         Mutex,
@@ -43,11 +46,13 @@ fn house(text: &str) -> House {
         count.fetch_add(1, Ordering::Relaxed);
         read(&path.lock().unwrap())
     };
+    let apps = Arc::clone(&shared.apps);
     let reloader = Reloader {
         directory: Directory::new(Arc::clone(&shared)),
         shared,
         common,
         reread: Arc::new(reread),
+        upstreams: Arc::new(Groups::new(apps, Discovery::new(&[]).unwrap())),
         own: Arc::default(),
         lifecycle: Lifecycle::new(),
     };
@@ -96,6 +101,31 @@ async fn a_good_file_is_in_force_and_the_apps_are_the_same() {
     assert_eq!(house.shared().apps.obtain("later").queue_deadline().as_secs(), 3);
     drop(held);
     assert_eq!(shop.in_flight("node"), 0);
+}
+
+#[tokio::test]
+async fn upstreams_come_change_and_go_with_the_file() {
+    let house = house(OLD);
+    let servers = |name: &str| {
+        let app = house.shared().apps.obtain(name);
+        let mut nodes: Vec<_> = app.view().nodes.iter().map(|node| node.node.instance.clone()).collect();
+        nodes.sort();
+        nodes
+    };
+    let eventually = async |name: &str, wanted: &[&str]| {
+        crate::fixture::eventually(|| servers(name) == wanted).await;
+    };
+    let route = |upstream: &str| format!("[[balancer.route]]\nname = \"shop\"\nupstream = {upstream}\n");
+    assert!(house.reload(&route("\"http://127.0.0.1:1\"")).await);
+    assert_eq!(house.app_of("/").as_deref(), Some("upstream:shop"));
+    eventually("upstream:shop", &["127.0.0.1:1"]).await;
+    assert!(house.reload(&route("[\"http://127.0.0.1:2\", \"http://127.0.0.1:1\"]")).await);
+    eventually("upstream:shop", &["127.0.0.1:1", "127.0.0.1:2"]).await;
+    let bad = route("\"https://127.0.0.1:3\"\nca = \"/nowhere/ca.pem\"");
+    assert!(!house.reload(&bad).await);
+    assert_eq!(servers("upstream:shop"), ["127.0.0.1:1", "127.0.0.1:2"]);
+    assert!(house.reload(OLD).await);
+    eventually("upstream:shop", &[]).await;
 }
 
 #[tokio::test]

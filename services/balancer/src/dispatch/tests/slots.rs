@@ -227,6 +227,23 @@ fn an_endpoint_much_slower_than_the_others_is_left_out() {
 }
 
 #[test]
+fn servers_that_nobody_says_are_alike_are_not_compared() {
+    let mut desk = Desk::<u32>::new(room(8));
+    let foreign = crate::foreign::Foreign { security: None, host: None, keepalive: Duration::ZERO };
+    let server = crate::endpoint::Server::Foreign(Arc::new(foreign));
+    let address = ([127, 0, 0, 1], 1).into();
+    desk.apply(&Arc::new(Node { instance: "a".to_owned(), address, server, timeout: None }), &workers(3, 1));
+    for _ in 0..300 {
+        let picked = desk.pick(&[]).unwrap();
+        let took = if picked.position == 1 { 1000 * MS } else { MS };
+        desk.ended(&picked, Ended::Answered(took));
+        desk.now += 10 * MS;
+        desk.dispatch.turn(desk.now);
+    }
+    assert_eq!(desk.dispatch.ejections(), [0, 0]);
+}
+
+#[test]
 fn who_had_nothing_to_do_while_others_had_fast_requests_is_not_slow() {
     let mut desk = Desk::<u32>::new(room(8));
     desk.apply(&node("a"), &workers(4, 8));

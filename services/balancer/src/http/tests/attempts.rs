@@ -131,3 +131,39 @@ async fn a_worker_that_answers_no_http_is_a_502_and_is_not_asked_again() {
     upstream.send("HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n").await;
     assert_eq!(status(&client.response().await.0), "502");
 }
+
+#[tokio::test]
+async fn a_worker_that_closes_whatever_it_accepts_is_tried_a_few_times_and_no_more() {
+    let plane = Plane::start("");
+    let worker = plane.worker().await;
+    let mut client = plane.client().await;
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\nx").await;
+    let (mut accepted, closing) = (0, async |accepted: &mut u32| {
+        loop {
+            drop(worker.accept().await);
+            *accepted += 1;
+        }
+    });
+    let (head, _) = tokio::select! {
+        () = closing(&mut accepted) => unreachable!(),
+        response = client.response() => response,
+    };
+    assert_eq!(status(&head), "502");
+    assert!((1..=3).contains(&accepted), "{accepted}");
+}
+
+#[tokio::test]
+async fn a_response_with_two_framings_is_not_passed_on_and_its_connection_not_used_again() {
+    let plane = Plane::start("");
+    let worker = plane.worker().await;
+    let mut client = plane.client().await;
+    client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let mut upstream = worker.accept().await;
+    upstream.head().await;
+    let both = "content-length: 3\r\ntransfer-encoding: chunked";
+    upstream.send(&format!("HTTP/1.1 200 OK\r\n{both}\r\n\r\n6\r\nabcdef\r\n0\r\n\r\n")).await;
+    let (head, _) = client.response().await;
+    assert_eq!(status(&head), "502");
+    assert!(head.contains("http_protocol_error"), "{head}");
+    assert_eq!(upstream.rest().await, "");
+}

@@ -165,6 +165,9 @@ impl RawHttp2 {
     }
 }
 
+/// Fields, and a body.
+type Asked = (Vec<(&'static str, &'static str)>, Option<&'static str>);
+
 #[tokio::test]
 async fn nothing_can_be_smuggled_from_http2_into_http1() {
     const ANSWERED: u8 = 1;
@@ -177,7 +180,7 @@ async fn nothing_can_be_smuggled_from_http2_into_http1() {
         fields[at].1 = value;
         fields.to_vec()
     };
-    let mut cases: Vec<(Vec<(&str, &str)>, Option<&str>)> = [
+    let mut cases: Vec<Asked> = [
         ("x", "a\r\nsmuggled: 1"),
         ("x", "a\nsmuggled: 1"),
         ("x", "a\0b"),

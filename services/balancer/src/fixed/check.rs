@@ -1,0 +1,91 @@
+//! One health check: asks an address for a path, or only dials it. In: the address, what server it is, the question. Out: that it
+//! answered with 2xx or 3xx, or why it counts as ill. A connection of its own each time, so that it also shows whether the
+//! server still accepts any. Reads the head of the response and no more.
+
+use crate::{config::HealthConfig, foreign::Foreign};
+use bytes::Bytes;
+use futures_util::future::{Either, select};
+use http::{HeaderValue, Request, StatusCode, header};
+use http_body_util::Empty;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use std::{io, net::SocketAddr, pin::pin, time::Duration};
+use thiserror::Error;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+
+/// Longest head of a response that is read.
+const HEAD: usize = 16 * 1024;
+
+/// How long dialling may take.
+const DIAL: Duration = Duration::from_secs(2);
+
+/// What a server finds in its log.
+const USER_AGENT: &str = "servery-health-check";
+
+/// Why an address counts as ill.
+#[derive(Debug, Error)]
+pub(super) enum Ill {
+    #[error("it cannot be reached: {0}")]
+    Unreachable(#[source] io::Error),
+    #[error("TLS with it failed: {0}")]
+    Tls(#[source] io::Error),
+    #[error("it did not answer as HTTP does: {0}")]
+    Broken(#[from] hyper::Error),
+    #[error("it answered {0}")]
+    Status(StatusCode),
+    #[error("it did not answer within {0:?}")]
+    Silent(Duration),
+}
+
+/// Nothing but whether somebody is there.
+pub(super) async fn dial(address: SocketAddr) -> Result<(), Ill> {
+    let dialled = timeout(DIAL, TcpStream::connect(address)).await.map_err(|_| Ill::Silent(DIAL))?;
+    dialled.map(drop).map_err(Ill::Unreachable)
+}
+
+/// `host`: the server's own name.
+pub(super) async fn ask(
+    address: SocketAddr,
+    foreign: &Foreign,
+    host: HeaderValue,
+    health: &HealthConfig,
+) -> Result<(), Ill> {
+    let asking = async {
+        let stream = TcpStream::connect(address).await.map_err(Ill::Unreachable)?;
+        match &foreign.security {
+            None => exchange(stream, host, health).await,
+            Some(security) => exchange(security.secure(stream).await.map_err(Ill::Tls)?, host, health).await,
+        }
+    };
+    match timeout(health.timeout, asking).await {
+        Ok(Ok(status)) if status.is_success() || status.is_redirection() => Ok(()),
+        Ok(Ok(status)) => Err(Ill::Status(status)),
+        Ok(Err(ill)) => Err(ill),
+        Err(_) => Err(Ill::Silent(health.timeout)),
+    }
+}
+
+async fn exchange<S>(stream: S, host: HeaderValue, health: &HealthConfig) -> Result<StatusCode, Ill>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(HEAD);
+    let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+    let mut request = Request::new(Empty::<Bytes>::new());
+    *request.uri_mut() = health.path.clone().into();
+    request.headers_mut().insert(header::HOST, host);
+    request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+    request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    let (answer, connection) = (pin!(sender.send_request(request)), pin!(connection));
+    // the connection moves only while it is polled
+    let response = match select(answer, connection).await {
+        Either::Left((response, _)) => response?,
+        Either::Right((_, answer)) => answer.await?,
+    };
+    Ok(response.status())
+}
