@@ -1,6 +1,6 @@
 //! The balancer: terminates TLS, routes, holds the one queue of each app, picks a worker, forwards. In reading order:
-//! `listener`, `proxy_protocol`, `tls`, `http` (with `host`, `fields`, `origin`, `trace`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
-//! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `foreign`, `relay`, `ahead`, `buffers`, `body`, `tunnel`), `retry`, `reject`,
+//! `listener`, `proxy_protocol`, `tls`, `http` (with `strict`, `farewell`, `host`, `hops`, `fields`, `origin`, `trace`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
+//! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `foreign`, `relay`, `ahead`, `buffers`, `body`, `trailers`, `tunnel`), `retry`, `reject`,
 //! `accesslog` (with `record`), `metrics`
 //! are the data plane, one runtime per core with its `edge`; `registry`, `fixed`, `certificates`, `readiness`,
 //! `status`, `reload` are the control plane, on the process's first runtime. The two meet in [`Shared`] only.
@@ -21,12 +21,14 @@ pub mod dispatch;
 pub mod edge;
 pub mod endpoint;
 pub mod fallen;
+mod farewell;
 pub mod fields;
 mod fixed;
 #[cfg(test)]
 mod fixture;
 pub mod foreign;
 pub mod forward;
+pub mod hops;
 pub mod host;
 pub mod http;
 pub mod levels;
@@ -47,8 +49,10 @@ pub mod retry;
 pub mod route;
 pub mod source;
 mod status;
+mod strict;
 pub mod tls;
 pub mod trace;
+pub mod trailers;
 mod tunnel;
 pub mod upstream;
 
