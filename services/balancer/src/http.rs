@@ -27,7 +27,7 @@ use crate::{
     trailers,
     tunnel::{Tunnel, Wish},
 };
-use http::{Method, Request, Response, Uri, Version, header, request::Parts};
+use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts};
 use hyper::{
     body::Incoming,
     rt::Executor,
@@ -169,7 +169,11 @@ impl Server {
                     biased;
                     ended = connection.as_mut() => ended,
                     () = draining.cancelled(), if !draining.is_cancelled() => {
-                        connection.as_mut().graceful_shutdown();
+                        // Closed now, an idle connection might meet its client's next request on the way. Where another
+                        // process serves there is time: the next answer says that it is the last.
+                        if !self.edge.shared.taken_over.load(Ordering::Relaxed) {
+                            connection.as_mut().graceful_shutdown();
+                        }
                         connection.await
                     }
                 }
@@ -286,6 +290,9 @@ async fn handle(
     response.headers_mut().entry(fields::X_REQUEST_ID).or_insert_with(|| record.id.clone());
     if let Some(value) = debug.then(|| record.debug()).flatten() {
         response.headers_mut().insert(fields::SERVERY_DEBUG, value);
+    }
+    if record.version < Version::HTTP_2 && tunnel.is_none() && edge.shared.taken_over.load(Ordering::Relaxed) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     record.status = response.status().as_u16();
     let head_only = record.method == Method::HEAD;

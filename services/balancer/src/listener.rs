@@ -231,6 +231,8 @@ impl Listener {
             () = accepting => {}
         }
         draining.cancel();
+        // a second descriptor would keep the socket open behind us
+        self.server.edge.shared.doors.close();
         let drain = self.server.edge.shared.config.load().drain;
         // what the kernel has accepted already would be reset when the socket closes
         for _ in 0..LAST_ACCEPTS {

@@ -145,7 +145,14 @@ pub(crate) fn command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(crate::up::command())
-        .subcommand(role(Role::Balancer, "Terminates TLS, routes, queues, and forwards to a free worker"))
+        .subcommand(
+            role(Role::Balancer, "Terminates TLS, routes, queues, and forwards to a free worker").arg(
+                Arg::new("takeover")
+                    .long("takeover")
+                    .action(ArgAction::SetTrue)
+                    .help("Take the sockets of the balancer that runs with this data directory, which then drains"),
+            ),
+        )
         .subcommand(
             role(Role::App, "Runs a pool of worker processes, behind balancers (--join) or by itself (--bind)")
                 .arg(Arg::new("APP").help("A WSGI application as module:callable (not there yet)"))
