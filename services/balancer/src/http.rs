@@ -22,7 +22,7 @@ use crate::{
     trace::Trace,
     tunnel::{Tunnel, Wish},
 };
-use http::{Method, Request, Response, Uri, header, request::Parts, uri::PathAndQuery};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header, request::Parts, uri::PathAndQuery};
 use hyper::{
     body::Incoming,
     rt::Executor,
@@ -41,6 +41,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    sync::Notify,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -139,13 +140,28 @@ impl Server {
         let mut http1 = self.http1.clone();
         http1.header_read_timeout(config.header_timeout);
         let any = Cell::new(false);
+        let served = Cell::new(0_usize);
+        // HTTP/2 has had as many requests as it may
+        let worn = Notify::new();
         // what the connection becomes after its last request
         let tunnel: Rc<Cell<Option<Switched>>> = Rc::default();
         let service = service_fn(|request| {
             any.set(true);
+            served.set(served.get() + 1);
+            let last = config.requests_per_connection.is_some_and(|most| served.get() >= most.get());
+            if last {
+                worn.notify_one();
+            }
             let (edge, hop) = (Rc::clone(&self.edge), Rc::clone(&hop));
             let tunnel = Rc::clone(&tunnel);
-            async move { Ok::<_, Infallible>(handle(edge, &hop, redirect_to, request, &tunnel).await) }
+            async move {
+                let mut response = handle(edge, &hop, redirect_to, request, &tunnel).await;
+                if last && protocol == Protocol::Http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    // said, so that the client sends nothing more that would be lost
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
+            }
         });
         let ended = match protocol {
             Protocol::Http1 if draining.is_cancelled() => {
@@ -167,10 +183,16 @@ impl Server {
             Protocol::Http2 => {
                 let stream = stream.with_opening(PREFACE, config.header_timeout);
                 let mut connection = pin!(self.http2.serve_connection(TokioIo::new(stream), service));
+                let over = async {
+                    tokio::select! {
+                        () = draining.cancelled() => {}
+                        () = worn.notified() => {}
+                    }
+                };
                 tokio::select! {
                     biased;
                     ended = connection.as_mut() => ended,
-                    () = draining.cancelled() => {
+                    () = over => {
                         connection.as_mut().graceful_shutdown();
                         connection.await
                     }
