@@ -2,12 +2,13 @@
 //! reported at its line. It binds nothing and asks no other machine.
 
 use crate::{
+    accesslog::{Format, Place, Style},
     app::Limits,
     dispatch::{Class, Priority},
     route::{HostPattern, Prefix},
 };
 use chassis::{
-    config::{ByteSize, Network, Percent, Reader, TableReader},
+    config::{ByteSize, Fraction, Network, Percent, Reader, TableReader},
     listen::ListenAddr,
 };
 use std::{
@@ -77,6 +78,11 @@ pub struct Config {
     pub cache_certificates: bool,
     /// Cores that serve the public listeners.
     pub threads: usize,
+    /// Cannot change while the process runs; the file behind it can.
+    pub access_log: Place,
+    pub access_log_style: Style,
+    /// Of the traces that begin here, how many are marked to be recorded.
+    pub trace_sample: Fraction,
     pub routes: Vec<RouteConfig>,
     /// The operator's own, read and watched.
     pub certificates: Vec<CertificateFiles>,
@@ -152,6 +158,13 @@ impl Config {
             start_hold: reader.read("balancer.start_hold", Duration::from_secs(10)),
             cache_certificates: reader.read("balancer.cache_certificates", false),
             threads: reader.read("balancer.threads", thread::available_parallelism().map_or(1, Into::into)),
+            access_log: reader.read("balancer.access_log", Place::Stdout),
+            access_log_style: Style {
+                format: reader.read("balancer.access_log_format", Format::Json),
+                query: reader.read("balancer.access_log_query", false),
+                sample: reader.read("balancer.access_log_sample", Fraction::ALL),
+            },
+            trace_sample: reader.read("balancer.trace_sample", Fraction::ALL),
             routes: read_routes(reader),
             certificates: read_certificates(reader),
         };

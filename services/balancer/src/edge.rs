@@ -1,7 +1,10 @@
 //! What one core has to itself: its upstream connections, its end of the access log, its generator, the tasks it still
 //! has to finish. Nothing in here is shared with another core, so nothing in here is locked.
 
-use crate::{Shared, accesslog::AccessLog, app::Permit, buffers::Buffers, metrics::EdgeMetrics, upstream::Pool};
+use crate::{
+    Shared, accesslog::AccessLog, app::Permit, buffers::Buffers, metrics::EdgeMetrics, trace::Trace, upstream::Pool,
+};
+use chassis::config::Fraction;
 use http::HeaderValue;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use std::{
@@ -50,6 +53,21 @@ impl Edge {
             *digit = DIGITS[(number >> (4 * at)) as usize & 15];
         }
         HeaderValue::from_bytes(&text).expect("hexadecimal digits are a field value")
+    }
+
+    /// A trace that begins with this request.
+    pub(crate) fn trace(&self) -> Trace {
+        let sampled = self.is_within(self.shared.config.load().trace_sample);
+        Trace::begin(self.rng.borrow_mut().random(), sampled)
+    }
+
+    pub(crate) fn random(&self) -> u64 {
+        self.rng.borrow_mut().random()
+    }
+
+    /// Whether this one of many is among that share of them.
+    pub(crate) fn is_within(&self, share: Fraction) -> bool {
+        share == Fraction::ALL || share.has(self.rng.borrow_mut().random())
     }
 
     /// Gives a permit back later, or as soon as its endpoint is gone. An endpoint that just failed or refused is idle,

@@ -89,17 +89,6 @@ pub fn believed_id(headers: &HeaderMap, trusted: bool) -> Option<HeaderValue> {
     ((1..=128).contains(&id.len()) && id.as_bytes().iter().all(plain)).then(|| id.clone())
 }
 
-/// The trace id of a W3C `traceparent`.
-pub fn trace_id(headers: &HeaderMap) -> Option<HeaderValue> {
-    let value = headers.get("traceparent")?;
-    let mut parts = value.as_bytes().split(|byte| *byte == b'-');
-    let (version, id) = (parts.next()?, parts.next()?);
-    let hexadecimal = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
-    let good =
-        version.len() == 2 && id.len() == 32 && id.iter().all(hexadecimal) && id.iter().any(|byte| *byte != b'0');
-    good.then(|| HeaderValue::from_bytes(id).expect("hexadecimal digits are a field value"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,11 +183,6 @@ mod tests {
         assert_eq!(believed_id(&headers(&[("x-request-id", "abc-1")]), false), None);
         for bad in ["", "a b", "a\"b", &"x".repeat(129)] {
             assert_eq!(believed_id(&headers(&[("x-request-id", bad)]), true), None, "{bad:?}");
-        }
-        let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        assert_eq!(trace_id(&headers(&[("traceparent", trace)])).unwrap(), "0af7651916cd43dd8448eb211c80319c");
-        for bad in ["", "00-xyz-1-1", "00-00000000000000000000000000000000-b7ad6b7169203331-01"] {
-            assert_eq!(trace_id(&headers(&[("traceparent", bad)])), None);
         }
     }
 }

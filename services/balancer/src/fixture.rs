@@ -3,6 +3,7 @@
 
 use crate::{
     Config, Shared,
+    accesslog::Place,
     app::App,
     dispatch::Class,
     endpoint::{Node, WorkerView},
@@ -103,7 +104,9 @@ impl Plane {
         let sockets = http.into_iter().zip(https);
         let sockets = sockets.map(|(http, https)| Sockets { http: Some(http), https: Some(https) }).collect();
         let log = Log::default();
-        let cores = listener::spawn_cores_logging_to(log.clone(), &shared, sockets, &lifecycle).unwrap();
+        let off = shared.config.load().access_log == Place::Off;
+        let out: Option<Box<dyn Write + Send>> = if off { None } else { Some(Box::new(log.clone())) };
+        let cores = listener::spawn_cores_logging_to(out, &shared, sockets, &lifecycle).unwrap();
         let plane = Self { shared, app, http: addresses.0, https: addresses.1, lifecycle, cores: Some(cores), log };
         plane.route("", "/", false);
         plane
@@ -196,6 +199,13 @@ impl Plane {
         self.lifecycle.advance(Phase::Draining);
         soon(self.cores.take().unwrap().drained()).await.unwrap();
         self.log()
+    }
+
+    /// As [`Self::finish`], for lines of another format.
+    pub(crate) async fn finish_text(mut self) -> String {
+        self.lifecycle.advance(Phase::Draining);
+        soon(self.cores.take().unwrap().drained()).await.unwrap();
+        String::from_utf8(self.log.0.lock().unwrap().clone()).unwrap()
     }
 
     /// The lines of the access log, complete once the cores have ended.

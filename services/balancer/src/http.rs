@@ -6,6 +6,7 @@
 //! what breaks the first ones by itself; we see that only as the connection's error, and count it.
 
 use crate::{
+    accesslog::Format,
     body::Body,
     edge::Edge,
     fields,
@@ -18,6 +19,7 @@ use crate::{
     reject::Reject,
     route::{Prefix, Route, Target},
     source::{BodyLimits, RequestSource},
+    trace::Trace,
     tunnel::{Tunnel, Wish},
 };
 use http::{Method, Request, Response, Uri, header, request::Parts, uri::PathAndQuery};
@@ -207,7 +209,9 @@ async fn handle(
     let origin = hop.origin(&head.headers, &config.trusted_proxies);
     let debug = head.headers.contains_key(fields::SERVERY_DEBUG)
         && config.debug_networks.iter().any(|network| network.contains(origin.client));
+    let style = config.access_log_style;
     drop(config);
+    let logged = |name| head.headers.get(name).filter(|_| style.format == Format::Combined).cloned();
     let mut record = Box::new(Record {
         start: Instant::now(),
         id: fields::believed_id(&head.headers, hop.trusted).unwrap_or_else(|| edge.request_id()),
@@ -216,7 +220,10 @@ async fn handle(
         uri: head.uri.clone(),
         version: head.version,
         host: None,
-        trace_id: fields::trace_id(&head.headers),
+        style,
+        referer: logged(header::REFERER),
+        user_agent: logged(header::USER_AGENT),
+        trace: Trace::of(&head.headers),
         body: None,
         tunnelled: 0,
         bytes_out: 0,
@@ -307,6 +314,9 @@ async fn answer(
     hop.forward(headers, origin, &value, host.port, stripped);
     headers.insert(header::HOST, value.clone());
     headers.insert(fields::X_REQUEST_ID, record.id.clone());
+    let client = record.trace.is_some();
+    let trace = record.trace.get_or_insert_with(|| edge.trace());
+    trace.pass_on(headers, edge.random(), client);
     let wish = wish.map(|wish| wish.admit(&edge.shared)).transpose()?;
     if let Some(wish) = &wish {
         wish.ask(headers);

@@ -1,5 +1,5 @@
 //! The balancer: terminates TLS, routes, holds the one queue of each app, picks a worker, forwards. In reading order:
-//! `listener`, `proxy_protocol`, `tls`, `http` (with `host`, `fields`, `origin`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
+//! `listener`, `proxy_protocol`, `tls`, `http` (with `host`, `fields`, `origin`, `trace`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
 //! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `foreign`, `relay`, `ahead`, `buffers`, `body`, `tunnel`), `retry`, `reject`,
 //! `accesslog` (with `record`), `metrics`
 //! are the data plane, one runtime per core with its `edge`; `registry`, `fixed`, `certificates`, `readiness`,
@@ -48,6 +48,7 @@ pub mod route;
 pub mod source;
 mod status;
 pub mod tls;
+pub mod trace;
 mod tunnel;
 pub mod upstream;
 
@@ -100,6 +101,8 @@ pub struct Shared {
     pub apps: Arc<Apps>,
     /// One for each client connection that may be open.
     pub slots: Arc<Semaphore>,
+    /// Where the access log goes.
+    pub log: Arc<accesslog::Destination>,
     /// The upper half of the numbers of this process's connections to workers.
     pub connections: NonZeroU32,
     /// The lower half of the newest one.
@@ -115,6 +118,7 @@ impl Shared {
     pub fn new(config: Config, https_port: Option<u16>, certificates: tls::CertificateSet) -> Arc<Self> {
         let (limits, reserves) = (config.limits(), config.reserves());
         let slots = Arc::new(Semaphore::new(config.max_connections.min(CONNECTIONS_MAX)));
+        let log = accesslog::Destination::new(config.access_log.clone());
         let shared = Self {
             config: ArcSwap::from_pointee(config),
             https_port,
@@ -123,6 +127,7 @@ impl Shared {
             offers: Mutex::default(),
             apps: Apps::with_reserves(limits, reserves),
             slots,
+            log,
             connections: rand::random(),
             connected: AtomicU32::new(0),
             tunnels: AtomicUsize::new(0),

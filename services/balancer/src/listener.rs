@@ -7,7 +7,7 @@
 
 use crate::{
     Shared,
-    accesslog::{AccessLog, Writer, spawn_writer},
+    accesslog::{self, AccessLog, Batch, Writer, spawn_writer},
     edge::Edge,
     http::{Protocol, Server},
     metrics::{ConnectionGauges, Counted},
@@ -19,7 +19,6 @@ use std::{
     future::Future,
     io::{self, Write},
     net::{self, SocketAddr},
-    os::fd::AsFd,
     rc::Rc,
     sync::{Arc, mpsc::SyncSender},
     thread,
@@ -51,6 +50,8 @@ pub struct Sockets {
 pub enum StartError {
     #[error("no TLS configuration: {0}")]
     Tls(#[from] rustls::Error),
+    #[error("{0}")]
+    Log(#[from] accesslog::OpenError),
     #[error("no thread, runtime or socket for a core: {0}")]
     Core(#[from] io::Error),
 }
@@ -68,7 +69,8 @@ pub enum CoreFault {
 #[derive(Debug)]
 pub struct Cores {
     threads: Vec<(thread::JoinHandle<io::Result<()>>, oneshot::Receiver<()>)>,
-    writer: Writer,
+    /// `None`: there is no access log.
+    writer: Option<Writer>,
 }
 
 impl Cores {
@@ -85,27 +87,27 @@ impl Cores {
             }
         }
         // every core's end of the log is gone, so the writer is about to end
-        drop(tokio::task::spawn_blocking(|| self.writer.join()).await);
+        drop(tokio::task::spawn_blocking(|| self.writer.map(Writer::join)).await);
         result
     }
 }
 
-/// Starts one named thread per entry of `sockets`; the access log goes to stdout.
+/// Starts one named thread per entry of `sockets`.
 pub fn spawn_cores(shared: &Arc<Shared>, sockets: Vec<Sockets>, lifecycle: &Lifecycle) -> Result<Cores, StartError> {
-    // a descriptor of its own: std's stdout is line-buffered behind a lock
-    let stdout = std::fs::File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    spawn_cores_logging_to(stdout, shared, sockets, lifecycle)
+    spawn_cores_logging_to(shared.log.open()?, shared, sockets, lifecycle)
 }
 
 pub(crate) fn spawn_cores_logging_to(
-    log: impl Write + Send + 'static,
+    log: Option<Box<dyn Write + Send>>,
     shared: &Arc<Shared>,
     sockets: Vec<Sockets>,
     lifecycle: &Lifecycle,
 ) -> Result<Cores, StartError> {
     let acceptor = TlsAcceptor::from(tls::server_config(shared)?);
     let slots = Arc::clone(&shared.slots);
-    let (sink, writer) = spawn_writer(log)?;
+    let lost = counter!("servery_balancer_access_log_lost_lines_total");
+    let log = log.map(|out| spawn_writer(out, Arc::clone(&shared.log), lost)).transpose()?;
+    let (sink, writer) = log.unzip();
     let mut threads = Vec::with_capacity(sockets.len());
     for (number, sockets) in sockets.into_iter().enumerate() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -148,7 +150,7 @@ struct Core {
     acceptor: TlsAcceptor,
     slots: Arc<Semaphore>,
     lifecycle: Lifecycle,
-    sink: SyncSender<Vec<u8>>,
+    sink: Option<SyncSender<Batch>>,
 }
 
 impl Core {

@@ -2,12 +2,13 @@
 //! it. Written when it is dropped, so that nothing that happens to a request goes without its line.
 
 use crate::{
-    accesslog::Line,
+    accesslog::{Line, Style},
     app::{App, Why},
     edge::Edge,
     endpoint::Endpoint,
     reject::Reject,
     source::RequestSource,
+    trace::Trace,
 };
 use http::{HeaderValue, Method, Uri, Version};
 use std::{
@@ -28,7 +29,12 @@ pub struct Record {
     pub(crate) uri: Uri,
     pub(crate) version: Version,
     pub(crate) host: Option<HeaderValue>,
-    pub(crate) trace_id: Option<HeaderValue>,
+    /// How its line is written.
+    pub(crate) style: Style,
+    /// These two are kept only where the line has them.
+    pub(crate) referer: Option<HeaderValue>,
+    pub(crate) user_agent: Option<HeaderValue>,
+    pub(crate) trace: Option<Trace>,
     pub(crate) body: Option<Rc<RequestSource>>,
     /// Bytes from the client that were no HTTP any more.
     pub(crate) tunnelled: u64,
@@ -93,6 +99,11 @@ impl Drop for Record {
         if let Some(reject) = self.reject {
             self.edge.metrics.count_reject(reject);
         }
+        // what went wrong is always told
+        let well = self.reject.is_none() && status < 500;
+        if self.edge.log.is_off() || well && !self.edge.is_within(self.style.sample) {
+            return;
+        }
         let line = Line {
             request_id: &self.id,
             client_ip: self.client,
@@ -111,8 +122,10 @@ impl Drop for Record {
             worker: self.endpoint.as_ref().map(|endpoint| endpoint.position),
             why: self.why.map(Why::as_str),
             reject: self.reject.map(Reject::label),
-            trace_id: self.trace_id.as_ref(),
+            trace_id: self.trace.as_ref().map(Trace::id),
+            referer: self.referer.as_ref(),
+            user_agent: self.user_agent.as_ref(),
         };
-        self.edge.log.push(&line, SystemTime::now());
+        self.edge.log.push(&line, self.style, SystemTime::now());
     }
 }

@@ -9,6 +9,7 @@
 
 mod address;
 mod document;
+mod fraction;
 mod percent;
 mod problem;
 mod reader;
@@ -19,6 +20,7 @@ mod value;
 pub use address::{HostPort, Network};
 pub use bytesize::ByteSize;
 pub use document::{Located, Toml};
+pub use fraction::Fraction;
 pub use percent::Percent;
 pub use problem::{Location, Problem, Problems};
 pub use reader::{Reader, TableReader};

@@ -76,6 +76,11 @@ const BALANCER: &[Key] = &[
     Key("drain", "TIME", "How long to finish what is in flight at the end [30s]"),
     Key("start_hold", "TIME", "How long to wait for nodes before being ready [10s]"),
     Key("cache_certificates", "BOOL", "Keep public certificates in the data directory [false]"),
+    Key("access_log", "WHERE", "`stdout`, `off`, or the path of a file that SIGUSR1 opens anew [stdout]"),
+    Key("access_log_format", "FORMAT", "`json` or `combined` [json]"),
+    Key("access_log_sample", "SHARE", "How many of the requests that went well are logged, 0 to 1 [1]"),
+    Key("access_log_query", "BOOL", "Log query strings [false]"),
+    Key("trace_sample", "SHARE", "How many of the traces begun here are marked to be recorded, 0 to 1 [1]"),
     Key("threads", "N", "Data-plane threads [number of cores]"),
 ];
 const APP_SERVER: &[Key] = &[

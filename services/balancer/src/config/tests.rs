@@ -136,6 +136,11 @@ fn values_that_do_not_fit_together_are_refused() {
             "balancer.certificate.cert",
         ),
         ("[balancer]\nproxy_protocol = true\n", 2, "balancer.proxy_protocol"),
+        ("[balancer]\naccess_log = \"access.log\"\n", 2, "balancer.access_log"),
+        ("[balancer]\naccess_log = \"\"\n", 2, "balancer.access_log"),
+        ("[balancer]\naccess_log_format = \"common\"\n", 2, "balancer.access_log_format"),
+        ("[balancer]\naccess_log_sample = 1.5\n", 2, "balancer.access_log_sample"),
+        ("[balancer]\naccess_log_query = 1\n", 2, "balancer.access_log_query"),
     ] {
         let problem = problem(text);
         assert!(problem.starts_with(&format!("servery.toml:{line}: {key}: ")), "{text}{problem}");

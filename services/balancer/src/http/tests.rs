@@ -28,10 +28,12 @@ const REFUSED: &str = "HTTP/1.1 503 Service Unavailable\r\nservery-refused: drai
 
 mod attempts;
 mod endings;
+mod logs;
 mod messages;
 mod protocols;
 mod proxies;
 mod queueing;
 mod settling;
 mod slow;
+mod traces;
 mod tunnels;
