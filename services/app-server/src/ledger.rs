@@ -48,16 +48,18 @@ pub struct Demand {
     pub waiting: u32,
     /// Permits it asks of this node beyond its grants.
     pub wanted: u32,
-    /// How long the first of its requests has waited.
-    pub head: Duration,
+    /// How long a request that came there now would wait.
+    pub wait: Duration,
+    /// The newest report that it had: what it asks is beyond the grants of that one.
+    pub sequence: u64,
 }
 
 /// What others lack here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lack {
     pub permits: u32,
-    /// How long the first of the requests that wait for them has waited.
-    pub head: Duration,
+    /// How long requests have to wait where they are lacked, without what a permit's way there is worth.
+    pub wait: Duration,
 }
 
 /// The accounts of all balancers that have a stream, and of those that had one and may not have noticed its end.
@@ -221,8 +223,9 @@ impl Ledger {
 
     /// The balancer holds no more than the report `sequence` grants, but for the workers in `over`, each with what it
     /// holds. `true`: it has given something back.
-    pub fn acknowledge(&mut self, balancer: &str, sequence: u64, over: &[(WorkerKey, u32)]) -> bool {
-        self.place(balancer).is_ok_and(|place| self.accounts[place].acknowledge(sequence, over, &mut self.books))
+    pub fn acknowledge(&mut self, balancer: &str, sequence: u64, over: &[(WorkerKey, u32)], now: Instant) -> bool {
+        let place = self.place(balancer);
+        place.is_ok_and(|place| self.accounts[place].acknowledge(sequence, over, &mut self.books, now))
     }
 
     /// Whether every balancer has acknowledged a report that came after `sequence`.

@@ -96,7 +96,7 @@ fn stream(row: &StreamRow) -> Value {
         "demand": {
             "waiting": row.demand.waiting,
             "wanted": row.demand.wanted,
-            "head_ms": u64::try_from(row.demand.head.as_millis()).unwrap_or(u64::MAX),
+            "wait_ms": u64::try_from(row.demand.wait.as_millis()).unwrap_or(u64::MAX),
         },
     })
 }

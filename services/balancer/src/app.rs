@@ -149,10 +149,10 @@ impl App {
         self.change(|dispatch, now| dispatch.settle(instance, connections, now));
     }
 
-    /// With its newest report the node says that other balancers lack so many permits there, whose first request has waited
-    /// for so long. What is not needed here is given back.
-    pub fn lack(&self, instance: &str, permits: u32, head: Duration) {
-        if self.lock().dispatch.lack(instance, permits, head, Instant::now()) {
+    /// With its newest report the node says that other balancers lack so many permits there, whose requests have to wait for
+    /// so long. What is not needed here, or less, is given back.
+    pub fn lack(&self, instance: &str, permits: u32, wait: Duration) {
+        if self.lock().dispatch.lack(instance, permits, wait, Instant::now()) {
             self.changed.notify_waiters();
         }
     }
@@ -194,11 +194,11 @@ impl App {
     }
 
     /// What this balancer asks of the node beyond what it was granted (`None`: other balancers have nothing there), and
-    /// how long its oldest request has waited.
+    /// how long a request that came now would wait.
     pub fn wanted(&self, instance: &str, now: Instant) -> (Option<u32>, Duration) {
         let mut state = self.lock();
         let State { dispatch, rng, .. } = &mut *state;
-        (dispatch.wanted(instance, rng), dispatch.oldest(now).unwrap_or_default())
+        (dispatch.wanted(instance, rng), dispatch.expected_wait(now).unwrap_or_default())
     }
 
     /// Its workers have so few slots that a slow client must not hold one: bodies are read ahead, in both directions.

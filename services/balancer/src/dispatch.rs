@@ -45,6 +45,11 @@ use tokio::time::Instant;
 /// Between two comparisons of the endpoints.
 const COMPARE: Duration = Duration::from_secs(1);
 
+/// Who has a request waiting asks for one of so many of the slots that other balancers have, ...
+const ASK_PART: u64 = 6;
+/// ... but for no more than these, or than wait: what is asked and comes too late has to go back.
+const ASK_MOST: u64 = 8;
+
 /// Generic over what waits, so that the property test and a simulator run the code that ships.
 #[derive(Debug)]
 pub struct Dispatch<W> {
@@ -307,12 +312,17 @@ impl<W> Dispatch<W> {
     /// Permits that this balancer should ask of the node, beyond those that it has: its part of what waits, by the slots
     /// there that other balancers have and do not use, and where those are not enough, by the ones that they use. Rounded
     /// at random, so that of many nodes just enough are asked. `None`: other balancers have none there.
+    ///
+    /// Of many slots more are asked than wait: whichever ends first will do.
     pub fn wanted(&self, instance: &str, rng: &mut impl Rng) -> Option<u32> {
         let (here, everywhere) = (self.seats.sum_of(instance), self.seats.sum());
         if here.elsewhere == 0 {
             return None;
         }
-        let waiting = u64::try_from(self.line.len()).unwrap_or(u64::MAX);
+        let waiting = match u64::try_from(self.line.len()).unwrap_or(u64::MAX) {
+            0 => 0,
+            waiting => waiting.max((everywhere.elsewhere / ASK_PART).min(ASK_MOST)),
+        };
         let (from_idle, from_busy) = (waiting.min(everywhere.idle), waiting.saturating_sub(everywhere.idle));
         let mut part = |of: u64, here: u64, everywhere: u64| {
             let (of, everywhere) = (of.min(everywhere), everywhere.max(1));
@@ -323,9 +333,13 @@ impl<W> Dispatch<W> {
         Some(u32::try_from(idle + busy).unwrap_or(u32::MAX))
     }
 
-    /// How long the one that has waited longest has waited.
-    pub fn oldest(&self, now: Instant) -> Option<Duration> {
-        self.line.oldest().map(|since| now.saturating_duration_since(since))
+    /// How long a request that came now would wait; as long as nobody can know, how long the first one has waited. `None`:
+    /// nobody waits.
+    pub fn expected_wait(&self, now: Instant) -> Option<Duration> {
+        let oldest = now.saturating_duration_since(self.line.oldest()?);
+        // who has no slot at all waits at least as long as with one
+        let held = self.seats.held().max(1);
+        Some(self.load.expected_wait(self.line.len(), held).unwrap_or(oldest))
     }
 
     /// When a client that was turned away should come again.

@@ -1,6 +1,6 @@
 //! The balancer: terminates TLS, routes, holds the one queue of each app, picks a worker, forwards. In reading order:
-//! `listener`, `proxy_protocol`, `tls`, `http` (with `host`, `fields`, `origin`, `trace`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
-//! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `foreign`, `relay`, `ahead`, `buffers`, `body`, `tunnel`), `retry`, `reject`,
+//! `listener`, `proxy_protocol`, `crowd`, `tls`, `http` (with `strict`, `farewell`, `host`, `hops`, `fields`, `origin`, `trace`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
+//! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `foreign`, `relay`, `ahead`, `buffers`, `body`, `trailers`, `tunnel`), `retry`, `reject`,
 //! `accesslog` (with `record`), `metrics`
 //! are the data plane, one runtime per core with its `edge`; `registry`, `fixed`, `certificates`, `readiness`,
 //! `status`, `reload`, `takeover` are the control plane, on the process's first runtime. The two meet in [`Shared`] only.
@@ -17,16 +17,19 @@ mod certificates;
 pub mod client;
 pub mod config;
 mod control;
+pub mod crowd;
 pub mod dispatch;
 pub mod edge;
 pub mod endpoint;
 pub mod fallen;
+mod farewell;
 pub mod fields;
 mod fixed;
 #[cfg(test)]
 mod fixture;
 pub mod foreign;
 pub mod forward;
+pub mod hops;
 pub mod host;
 pub mod http;
 pub mod levels;
@@ -47,9 +50,11 @@ pub mod retry;
 pub mod route;
 pub mod source;
 mod status;
+mod strict;
 mod takeover;
 pub mod tls;
 pub mod trace;
+pub mod trailers;
 mod tunnel;
 pub mod upstream;
 
@@ -109,6 +114,8 @@ pub struct Shared {
     pub taken_over: AtomicBool,
     /// One for each client connection that may be open.
     pub slots: Arc<Semaphore>,
+    /// Whose they are, where there is a limit for each client.
+    pub crowd: Arc<crowd::Crowd>,
     /// Where the access log goes.
     pub log: Arc<accesslog::Destination>,
     /// The upper half of the numbers of this process's connections to workers.
@@ -137,6 +144,7 @@ impl Shared {
             taken_over: AtomicBool::new(false),
             apps: Apps::with_reserves(limits, reserves),
             slots,
+            crowd: Arc::default(),
             log,
             connections: rand::random(),
             connected: AtomicU32::new(0),

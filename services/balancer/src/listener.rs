@@ -281,6 +281,14 @@ impl Listener {
                     None => return,
                 }
             }
+            // before TLS, whose handshake is what costs most
+            let limit = server.edge.shared.config.load().connections_of(peer);
+            let guest = limit.map(|most| server.edge.shared.crowd.enter(peer.ip().into(), most));
+            if let Some(None) = guest {
+                counter!("servery_balancer_connections_refused_total", "reason" => "client").increment(1);
+                tracing::debug!(%peer, "closed: its client has as many connections as it may");
+                return;
+            }
             let Some(acceptor) = tls else {
                 let _open = Counted::new(&gauges.open);
                 server.serve(stream, peer, Protocol::Http1, &draining).await;

@@ -73,6 +73,8 @@ const BALANCER: &[Key] = &[
     Key("body_timeout", "TIME", "How long a body may stand still [60s]"),
     Key("max_body", "SIZE", "The largest request body [1GiB]"),
     Key("max_connections", "N", "Client connections at once [16384]"),
+    Key("max_connections_per_client", "N", "Of one client, an IPv4 address or IPv6 /64, at once; 0: no limit [0]"),
+    Key("requests_per_connection", "N", "After so many a client's connection ends; 0: never [0]"),
     Key("drain", "TIME", "How long to finish what is in flight at the end [30s]"),
     Key("start_hold", "TIME", "How long to wait for nodes before being ready [10s]"),
     Key("cache_certificates", "BOOL", "Keep public certificates in the data directory [false]"),

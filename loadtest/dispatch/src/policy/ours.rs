@@ -277,8 +277,9 @@ impl Policy for Ours {
             }
             Word::Acknowledged { stream, epoch, sequence, over } => {
                 if self.wire.is_open(stream, epoch) {
+                    let now = self.now(world);
                     let name = &self.fronts[stream.balancer()].name;
-                    if self.hosts[stream.node()].acknowledge(name, sequence, &over) {
+                    if self.hosts[stream.node()].acknowledge(name, sequence, &over, now) {
                         self.plan(stream.node, world);
                     }
                 }

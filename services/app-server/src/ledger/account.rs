@@ -11,8 +11,8 @@ use std::{
 /// exceed; older ones are then folded together.
 const REMEMBERED: usize = 64;
 
-/// A demand takes the grants into account that were sent so long before it, acknowledged or not.
-const KNOWN: Duration = Duration::from_millis(20);
+/// One acknowledgement moves the mean of the round trips by this part.
+const TRIPS: u32 = 8;
 
 /// A revocation that is not acknowledged for so long meets requests that run: whoever waits for it may ask elsewhere.
 pub(super) const LATE: Duration = Duration::from_millis(10);
@@ -31,8 +31,10 @@ pub(super) struct Account {
     pub(super) acknowledged: u64,
     pub(super) demand: Demand,
     pub(super) told_at: Option<Instant>,
-    /// When its first request began to wait.
-    pub(super) head: Option<Instant>,
+    /// As long ago as it says that its requests have to wait: what it does not tell anew has become longer.
+    pub(super) since: Option<Instant>,
+    /// From a report to its acknowledgement; nothing before the first one.
+    pub(super) round_trip: Duration,
     /// Permits of ready workers that it would be content with.
     goal: u64,
     /// One for each book.
@@ -96,7 +98,8 @@ impl Account {
             acknowledged: 0,
             demand: Demand::default(),
             told_at: None,
-            head: None,
+            since: None,
+            round_trip: Duration::ZERO,
             goal: 0,
             lines: vec![Line::default(); books.len()],
             settled: Tally::default(),
@@ -120,9 +123,18 @@ impl Account {
         grants
     }
 
-    pub(super) fn acknowledge(&mut self, sequence: u64, over: &[(WorkerKey, u32)], books: &mut [Book]) -> bool {
+    pub(super) fn acknowledge(
+        &mut self,
+        sequence: u64,
+        over: &[(WorkerKey, u32)],
+        books: &mut [Book],
+        now: Instant,
+    ) -> bool {
         let mut settled = None;
         while let Some(sent) = self.sent.pop_front_if(|sent| sent.sequence <= sequence) {
+            if sent.sequence == sequence {
+                self.took(now.saturating_duration_since(sent.at));
+            }
             settled = Some(sent.grants);
         }
         match settled {
@@ -139,6 +151,12 @@ impl Account {
         let before = held(self);
         self.recount(books);
         held(self) < before
+    }
+
+    /// A report and its acknowledgement.
+    fn took(&mut self, trip: Duration) {
+        let first = self.round_trip.is_zero();
+        self.round_trip = if first { trip } else { (self.round_trip * (TRIPS - 1) + trip) / TRIPS };
     }
 
     /// It uses so many fewer than the report `sequence` grants. Where a newer report is on its way to it, that one
@@ -168,25 +186,25 @@ impl Account {
         other_grants || self.lack.differs(self.told_lack)
     }
 
-    /// What it lacks, in permits of ready workers. `wanted` is meant beyond the grants that it knew when it said so.
+    /// What it lacks, in permits of ready workers. `wanted` is meant beyond the grants of the report that it knew.
     pub(super) fn want(&mut self, demand: Demand, books: &[Book], now: Instant) {
-        let known = self.sent.iter().rev().find(|sent| now.saturating_duration_since(sent.at) >= KNOWN);
+        let known = self.sent.iter().rev().find(|sent| sent.sequence <= demand.sequence);
         let known = known.map_or(&self.settled, |sent| &sent.grants);
         let has: u64 = books.iter().filter(|book| book.ready).map(|book| u64::from(known.of(book.key))).sum();
         self.goal = has + u64::from(demand.wanted);
-        self.head = match (demand.wanted > 0, demand.waiting > 0) {
+        self.since = match (demand.wanted > 0, demand.waiting > 0) {
             // an age from before the clock began is none
-            (true, _) => Some(now.checked_sub(demand.head).unwrap_or(now)),
+            (true, _) => Some(now.checked_sub(demand.wait).unwrap_or(now)),
             // it asks others for what it lacks, and does not say for how long
-            (false, true) => self.head.or(Some(now)),
+            (false, true) => self.since.or(Some(now)),
             (false, false) => None,
         };
         (self.demand, self.told_at) = (demand, Some(now));
     }
 
-    /// How long its first request has waited by now, if it is still the same one.
+    /// How long its requests have to wait by now, if that has become longer since.
     pub(super) fn waits_for(&self, now: Instant) -> Duration {
-        self.head.map_or(Duration::ZERO, |head| now.saturating_duration_since(head))
+        self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
     /// The permits that it wants and that are not on their way to it.

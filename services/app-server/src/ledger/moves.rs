@@ -1,11 +1,11 @@
-//! Permits go where requests wait. In: what every balancer lacks and for how long its first request has waited; out:
-//! other targets, and how many permits have moved. Over time this is one queue for the whole cluster: whose head has
-//! waited longer is served first, at whichever balancer it waits.
+//! Permits go where requests wait. In: what every balancer lacks and how long its requests have to wait; out: other
+//! targets, and how many permits have moved. Over time this is one queue for the whole cluster: everybody waits equally
+//! long, at whichever balancer it is.
 //!
 //! - A balancer that yields is told what others lack and gives back what it does not need in the moment in which it does
 //!   not: nobody else knows that as well. Of one that does not know how to, what it does not seem to use is taken, as far
 //!   as the workers have told, if it wants nothing itself.
-//! - From one of those with a younger head, or with none, a permit is taken in any case, no more often than every [`PACE`]
+//! - From one of those with a shorter wait, or with none, a permit is taken in any case, no more often than every [`PACE`]
 //!   and only when the difference is more than [`PATIENCE`] and a quarter: every move costs a slot a round trip, and two
 //!   that have equally much must not exchange it. More at a time, of permits that are in use, would be asked back at once:
 //!   they would slosh from one balancer to the next.
@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How much longer a head must have waited than that of one whose permits are in use.
+/// How much longer a wait must be than that of one whose permits are in use.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Between two permits that are taken from one that wants them itself.
@@ -36,11 +36,11 @@ struct Offer {
 }
 
 impl Ledger {
-    /// Who wants something that is not on its way to it, the one with the oldest head first.
+    /// Who wants something that is not on its way to it, the one with the longest wait first.
     pub(super) fn wanting(&self, now: Instant) -> Vec<usize> {
         let wants = |place: &usize| self.accounts[*place].unmet(&self.books, now) > 0;
         let mut wanting: Vec<usize> = (0..self.accounts.len()).filter(wants).collect();
-        wanting.sort_by_key(|place| self.accounts[*place].head);
+        wanting.sort_by_key(|place| self.accounts[*place].since);
         wanting
     }
 
@@ -75,7 +75,7 @@ impl Ledger {
         let balancers = self.accounts.len();
         let mut ranked = Vec::new();
         for (holder, account) in self.accounts.iter().enumerate() {
-            if holder == place || account.yields || account.head.is_some() {
+            if holder == place || account.yields || account.since.is_some() {
                 continue;
             }
             let (idle, _) = self.spare(account);
@@ -97,8 +97,8 @@ impl Ledger {
     /// A permit of the one that wants it the least, if that is enough less.
     fn concession(&self, place: usize, now: Instant) -> Option<Offer> {
         let (starved, told) = (self.spare(&self.accounts[place]).1 == 0, &self.accounts[place]);
-        // a head may have gone since it was told of, unless there is nothing here to send it to
-        let age = if starved { told.waits_for(now) } else { told.demand.head };
+        // a wait may be over since it was told of, unless there is nothing here to send it to
+        let age = if starved { told.waits_for(now) } else { told.demand.wait };
         let heard_since = self.contested.is_none_or(|at| told.told_at.is_some_and(|told| told > at));
         if !starved && !heard_since {
             return None;

@@ -65,7 +65,7 @@ impl Desk {
 
     /// The last report is acknowledged.
     fn acknowledge(&mut self, balancer: &str) {
-        self.ledger.acknowledge(balancer, self.sequence, &[]);
+        self.ledger.acknowledge(balancer, self.sequence, &[], self.now);
         self.plan();
     }
 
@@ -90,9 +90,15 @@ impl Desk {
         panic!("there is always somebody to be told: {:?}", self.ledger);
     }
 
-    fn want(&mut self, balancer: &str, wanted: u32, head: Duration) {
-        self.ledger.demand(balancer, Demand { waiting: wanted, wanted, head }, self.now);
+    fn want(&mut self, balancer: &str, wanted: u32, wait: Duration) {
+        let sequence = self.known(balancer);
+        self.ledger.demand(balancer, Demand { waiting: wanted, wanted, wait, sequence }, self.now);
         self.plan();
+    }
+
+    /// The last report that the balancer has acknowledged.
+    fn known(&self, balancer: &str) -> u64 {
+        self.ledger.place(balancer).map_or(0, |place| self.ledger.accounts[place].acknowledged)
     }
 
     fn is_stale(&self, balancer: &str) -> bool {
@@ -133,9 +139,9 @@ fn everybody_has_heard_when_the_last_one_has_acknowledged() {
     ledger.open("b");
     ledger.report("a", 8, now);
     ledger.report("b", 9, now);
-    ledger.acknowledge("a", 8, &[]);
+    ledger.acknowledge("a", 8, &[], now);
     assert!(!ledger.all_heard_after(7));
-    ledger.acknowledge("b", 9, &[]);
+    ledger.acknowledge("b", 9, &[], now);
     assert!(ledger.all_heard_after(7) && !ledger.all_heard_after(8));
     ledger.close("a");
     assert!(ledger.all_heard_after(8));
@@ -193,9 +199,9 @@ fn a_raise_that_was_not_acknowledged_still_counts_after_it_is_taken_back() {
     desk.report("a");
     // neither acknowledged: a may still act on the first
     assert_eq!(desk.report("b"), [0, 0, 0]);
-    desk.ledger.acknowledge("a", 1, &[]);
+    desk.ledger.acknowledge("a", 1, &[], desk.now);
     assert_eq!(desk.report("b"), [0, 0, 0]);
-    desk.ledger.acknowledge("a", 2, &[]);
+    desk.ledger.acknowledge("a", 2, &[], desk.now);
     assert_eq!(desk.report("b"), [5, 5, 5]);
 }
 

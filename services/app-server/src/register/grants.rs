@@ -94,9 +94,9 @@ impl Grants {
         books.sequence += 1;
         let sequence = books.sequence;
         let grants = books.ledger.report(balancer, sequence, now());
-        let Lack { permits, head } = books.ledger.lack(balancer, now());
-        let head_ms = u32::try_from(head.as_millis()).unwrap_or(u32::MAX);
-        let lack = (permits > 0).then_some(registry::Lack { permits, head_ms });
+        let Lack { permits, wait } = books.ledger.lack(balancer, now());
+        let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
+        let lack = (permits > 0).then_some(registry::Lack { permits, wait_ms });
         let connections = books.connections(balancer);
         drop(books);
         let worker = |(row, grant): (&Row, u32)| registry::Worker { grant, ..row.report(connections) };
@@ -114,7 +114,7 @@ impl Grants {
         let over: Vec<(WorkerKey, u32)> =
             acknowledged.over.iter().map(|over| ((over.position, over.generation), over.held)).collect();
         let mut books = self.books();
-        if books.ledger.acknowledge(balancer, acknowledged.sequence, &over) {
+        if books.ledger.acknowledge(balancer, acknowledged.sequence, &over, now()) {
             self.plan(&mut books);
         }
         drop(books);

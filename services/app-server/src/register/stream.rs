@@ -216,8 +216,9 @@ impl Stream {
                 None
             }
             Some(Reply::Demand(demand)) => {
-                let head = Duration::from_millis(demand.head_ms.into());
-                let demand = ledger::Demand { waiting: demand.waiting, wanted: demand.wanted, head };
+                let proto::registry::Demand { waiting, wanted, wait_ms, sequence } = *demand;
+                let wait = Duration::from_millis(wait_ms.into());
+                let demand = ledger::Demand { waiting, wanted, wait, sequence };
                 entry.demand(demand);
                 desk.audience.grants().demand(&self.balancer, demand);
                 None

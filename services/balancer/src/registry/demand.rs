@@ -15,7 +15,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const TELL: Duration = Duration::from_millis(250);
 /// Between two looks at what is wanted, ...
 const ASK: Duration = Duration::from_millis(5);
-/// ... and between two equal answers: the wait gets longer.
+/// ... and between two equal answers to the same report: the wait gets longer.
 const REMIND: Duration = Duration::from_millis(50);
 
 /// What the node is told.
@@ -25,8 +25,10 @@ pub struct Said {
     pub waiting: u32,
     /// Permits wanted of this node beyond those granted.
     pub wanted: u32,
-    /// How long the oldest request has waited.
-    pub head: Duration,
+    /// How long a request that came now would wait.
+    pub wait: Duration,
+    /// The newest report that was known: what is wanted is beyond the grants of that one.
+    pub sequence: u64,
 }
 
 /// One node's knowledge of its app's queue.
@@ -56,10 +58,10 @@ impl Demand {
         self.look_at.into_iter().chain(self.ask_at).min()
     }
 
-    /// So many wait now, the first one for as long as `head`, and of this node so many permits are `wanted`; `None`: other
-    /// balancers have none to give.
-    pub fn look(&mut self, waiting: u32, wanted: Option<u32>, head: Duration, now: Instant) {
-        let mut said = Said { head, ..self.owed.unwrap_or(self.told) };
+    /// So many wait now, the next one for as long as `wait`, and of this node so many permits are `wanted` beyond what its
+    /// report `sequence` grants; `None`: other balancers have none to give.
+    pub fn look(&mut self, waiting: u32, wanted: Option<u32>, wait: Duration, sequence: u64, now: Instant) {
+        let mut said = Said { wait, sequence, ..self.owed.unwrap_or(self.told) };
         if self.look_at.is_some_and(|at| at <= now) {
             let begins_or_ends = (waiting == 0) != (self.told.waiting == 0);
             let due = self.told_waiting_at.is_none_or(|at| now.duration_since(at) >= TELL);
@@ -69,7 +71,10 @@ impl Demand {
         let mut reminds = false;
         if self.ask_at.is_some_and(|at| at <= now) {
             let permits = wanted.unwrap_or_default();
-            reminds = permits > 0 && self.told_wanted_at.is_none_or(|at| now.duration_since(at) >= REMIND);
+            // as many as before, beyond other grants, are others
+            let anew = sequence != self.told.sequence;
+            let long_ago = || self.told_wanted_at.is_none_or(|at| now.duration_since(at) >= REMIND);
+            reminds = permits > 0 && (anew || long_ago());
             said.wanted = permits;
             let pause = if wanted.is_some() || self.told.wanted > 0 { ASK } else { LOOK };
             self.ask_at = (waiting > 0 || permits > 0 || self.told.wanted > 0).then(|| now + pause);
@@ -105,7 +110,7 @@ mod tests {
         if demand.look_at()? > now {
             return None;
         }
-        demand.look(waiting, None, Duration::ZERO, now);
+        demand.look(waiting, None, Duration::ZERO, 1, now);
         let owed = demand.owed()?;
         demand.told(owed, now);
         Some(owed.waiting)
@@ -146,27 +151,32 @@ mod tests {
         let (now, mut demand) = (Instant::now(), Demand::default());
         let owed = |demand: &Demand| demand.owed().map(|said| said.waiting);
         demand.notice(5, now);
-        demand.look(5, None, LOOK, now + LOOK);
+        demand.look(5, None, LOOK, 1, now + LOOK);
         assert_eq!(owed(&demand), Some(5));
-        demand.look(9, None, LOOK, now + 2 * LOOK);
+        demand.look(9, None, LOOK, 1, now + 2 * LOOK);
         assert_eq!(owed(&demand), Some(9));
-        demand.look(0, None, Duration::ZERO, now + 3 * LOOK);
+        demand.look(0, None, Duration::ZERO, 1, now + 3 * LOOK);
         assert_eq!(owed(&demand), None, "the node never knew");
     }
 
-    /// Milliseconds, permits and head of what is said when, at each of these milliseconds, so much is wanted.
+    /// Milliseconds, permits and wait of what is said when, at each of these milliseconds, so much is wanted.
     fn asked(wanted: impl Fn(u64) -> u32, until: u64) -> Vec<(u64, u32, u64)> {
+        asked_knowing(wanted, |_| 1, until)
+    }
+
+    /// `known`: the report that the balancer has.
+    fn asked_knowing(wanted: impl Fn(u64) -> u32, known: impl Fn(u64) -> u64, until: u64) -> Vec<(u64, u32, u64)> {
         let (start, mut demand) = (Instant::now(), Demand::default());
         let mut said = Vec::new();
         for ms in 0..until {
             let now = start + Duration::from_millis(ms);
             demand.notice(wanted(ms), now);
             if demand.look_at().is_some_and(|at| at <= now) {
-                demand.look(0, Some(wanted(ms)), Duration::from_millis(ms), now);
+                demand.look(0, Some(wanted(ms)), Duration::from_millis(ms), known(ms), now);
             }
             if let Some(owed) = demand.owed() {
                 demand.told(owed, now);
-                said.push((ms, owed.wanted, u64::try_from(owed.head.as_millis()).unwrap()));
+                said.push((ms, owed.wanted, u64::try_from(owed.wait.as_millis()).unwrap()));
             }
         }
         said
@@ -181,6 +191,12 @@ mod tests {
     #[test]
     fn a_want_that_lasts_is_asked_again_with_its_longer_wait() {
         assert_eq!(asked(|_| 1, 120), [(0, 1, 0), (50, 1, 50), (100, 1, 100)]);
+    }
+
+    #[test]
+    fn as_many_as_before_beyond_other_grants_are_asked_anew() {
+        let known = |ms| if ms < 22 { 1 } else { 2 };
+        assert_eq!(asked_knowing(|_| 1, known, 60), [(0, 1, 0), (25, 1, 25)]);
     }
 
     proptest! {

@@ -286,8 +286,9 @@ impl Session {
                 },
                 () = sleep_until(look_at.unwrap_or(heard)), if look_at.is_some() => {
                     let now = Instant::now();
-                    let (wanted, head) = app.wanted(self.lease.instance(), now);
-                    self.demand.look(length(&app), wanted, head, now);
+                    let (wanted, wait) = app.wanted(self.lease.instance(), now);
+                    let sequence = self.unacknowledged.unwrap_or(self.acknowledged.sequence);
+                    self.demand.look(length(&app), wanted, wait, sequence, now);
                 }
                 () = changed, if word.is_none() => {}
                 () = waiting, if look_at.is_none() && !self.leaving => {}
@@ -305,8 +306,8 @@ impl Session {
                 self.yielded.clear();
                 let lack = report.lack.unwrap_or_default();
                 if self.lacked || lack.permits > 0 {
-                    let head = Duration::from_millis(lack.head_ms.into());
-                    self.lease.app().lack(self.lease.instance(), lack.permits, head);
+                    let wait = Duration::from_millis(lack.wait_ms.into());
+                    self.lease.app().lack(self.lease.instance(), lack.permits, wait);
                 }
                 self.lacked = lack.permits > 0;
                 if !report.settled.is_empty() {
@@ -349,9 +350,9 @@ impl Session {
             let done = !self.left && app.in_flight(instance) == 0;
             return done.then_some(from_balancer::Message::Left(Left {}));
         }
-        let Said { waiting, wanted, head } = self.demand.owed()?;
-        let head_ms = u32::try_from(head.as_millis()).unwrap_or(u32::MAX);
-        Some(from_balancer::Message::Demand(registry::Demand { waiting, wanted, head_ms }))
+        let Said { waiting, wanted, wait, sequence } = self.demand.owed()?;
+        let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
+        Some(from_balancer::Message::Demand(registry::Demand { waiting, wanted, wait_ms, sequence }))
     }
 
     fn said(&mut self, word: &from_balancer::Message) {
@@ -362,9 +363,10 @@ impl Session {
                 self.acknowledged.clone_from(acknowledged);
             }
             from_balancer::Message::Left(_) => self.left = true,
-            from_balancer::Message::Demand(registry::Demand { waiting, wanted, head_ms }) => {
-                let head = Duration::from_millis((*head_ms).into());
-                self.demand.told(Said { waiting: *waiting, wanted: *wanted, head }, Instant::now());
+            from_balancer::Message::Demand(said) => {
+                let registry::Demand { waiting, wanted, wait_ms, sequence } = *said;
+                let wait = Duration::from_millis(wait_ms.into());
+                self.demand.told(Said { waiting, wanted, wait, sequence }, Instant::now());
             }
             from_balancer::Message::Yielded(_) => drop(self.yielded.pop_front()),
             from_balancer::Message::DrainRequest(_) => {}

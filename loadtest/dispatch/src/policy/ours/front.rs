@@ -107,7 +107,7 @@ impl Front {
         let session = &mut self.sessions[stream.node()];
         let Some(node) = session.node.as_ref().filter(|_| session.lacked || lack.permits > 0) else { return };
         session.lacked = lack.permits > 0;
-        self.dispatch.lack(&node.instance, lack.permits, lack.head, now);
+        self.dispatch.lack(&node.instance, lack.permits, lack.wait, now);
     }
 
     /// What was given back to the node and not said, with the report that it is meant of.
@@ -211,7 +211,7 @@ impl Front {
     /// Which sessions have something to say.
     pub(super) fn look(&mut self, balancer: u32, now: Instant) -> Vec<(Stream, ledger::Demand)> {
         self.looks_at = None;
-        let (waiting, head) = (self.length(), self.dispatch.oldest(now).unwrap_or_default());
+        let (waiting, wait) = (self.length(), self.dispatch.expected_wait(now).unwrap_or_default());
         let mut said = Vec::new();
         for (node, session) in (0_u32..).zip(&mut self.sessions) {
             let Some(registered) = &session.node else { continue };
@@ -220,11 +220,13 @@ impl Front {
                 continue;
             }
             let wanted = self.dispatch.wanted(&registered.instance, &mut self.rng);
-            session.demand.look(waiting, wanted, head, now);
+            let sequence = session.unacknowledged.unwrap_or(session.acknowledged.sequence);
+            session.demand.look(waiting, wanted, wait, sequence, now);
             if let Some(owed) = session.demand.owed() {
                 session.demand.told(owed, now);
-                let Said { waiting, wanted, head } = owed;
-                said.push((Stream { node, balancer }, ledger::Demand { waiting, wanted, head: whole_millis(head) }));
+                let Said { waiting, wanted, wait, sequence } = owed;
+                let demand = ledger::Demand { waiting, wanted, wait: whole_millis(wait), sequence };
+                said.push((Stream { node, balancer }, demand));
             }
         }
         said

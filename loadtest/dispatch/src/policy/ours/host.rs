@@ -140,13 +140,13 @@ impl Host {
         self.sequence += 1;
         let grants = self.ledger.report(name, self.sequence, now.into_std());
         let rows = grants.into_iter().zip(&self.workers).map(|(grant, known)| Row { grant, busy: known.busy });
-        let Lack { permits, head } = self.ledger.lack(name, now.into_std());
-        (self.sequence, rows.collect(), Lack { permits, head: whole_millis(head) })
+        let Lack { permits, wait } = self.ledger.lack(name, now.into_std());
+        (self.sequence, rows.collect(), Lack { permits, wait: whole_millis(wait) })
     }
 
     /// True when there is something to decide.
-    pub(super) fn acknowledge(&mut self, name: &str, sequence: u64, over: &[(WorkerKey, u32)]) -> bool {
-        self.ledger.acknowledge(name, sequence, over)
+    pub(super) fn acknowledge(&mut self, name: &str, sequence: u64, over: &[(WorkerKey, u32)], now: Instant) -> bool {
+        self.ledger.acknowledge(name, sequence, over, now.into_std())
     }
 
     pub(super) fn yielded(&mut self, name: &str, sequence: u64, yielded: Yielded, now: Instant) {

@@ -163,7 +163,7 @@ impl Model {
         let Some(balancer) = self.balancers.get_mut(&n).filter(|balancer| !balancer.words.is_empty()) else { return };
         match balancer.words.remove(0) {
             Word::Acknowledged(sequence, over) => {
-                self.ledger.acknowledge(&n.to_string(), sequence, &over);
+                self.ledger.acknowledge(&n.to_string(), sequence, &over, self.now);
             }
             Word::Yielded(sequence, worker) => self.ledger.yielded(&n.to_string(), sequence, worker, 1, self.now),
         }
@@ -180,9 +180,10 @@ impl Model {
         }
     }
 
-    fn want(&mut self, n: u8, wanted: u32, head: Duration) {
+    fn want(&mut self, n: u8, wanted: u32, wait: Duration) {
         self.wants.insert(n, wanted);
-        self.ledger.demand(&n.to_string(), Demand { waiting: wanted, wanted, head }, self.now);
+        let sequence = self.balancers.get(&n).map_or(0, |balancer| balancer.newest);
+        self.ledger.demand(&n.to_string(), Demand { waiting: wanted, wanted, wait, sequence }, self.now);
     }
 
     fn step(&mut self, step: Step) {

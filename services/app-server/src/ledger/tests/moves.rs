@@ -11,7 +11,8 @@ fn slots(count: u32) -> Vec<Worker<'static>> {
 /// All of these at the same time: how many they want, and for how long the first has waited.
 fn want_at_once(desk: &mut Desk, demands: &[(&str, u32, u64)]) {
     for (balancer, wanted, age) in demands {
-        let demand = Demand { waiting: *wanted, wanted: *wanted, head: ms(*age) };
+        let sequence = desk.known(balancer);
+        let demand = Demand { waiting: *wanted, wanted: *wanted, wait: ms(*age), sequence };
         desk.ledger.demand(balancer, demand, desk.now);
     }
     desk.plan();
@@ -48,7 +49,7 @@ fn the_same_want_is_not_served_twice() {
     assert_eq!(desk.report("a"), [7]);
     desk.want("a", 2, ms(5));
     assert_eq!(desk.report("b"), [3]);
-    desk.ledger.acknowledge("a", desk.sequence - 1, &[]);
+    desk.ledger.acknowledge("a", desk.sequence - 1, &[], desk.now);
     desk.want("a", 2, ms(6));
     assert_eq!(desk.report("b"), [1], "now it means two more");
 }
@@ -270,7 +271,7 @@ fn a_balancer_that_yields_is_told_what_others_lack_and_gives_it_back_by_itself()
     desk.ledger.lets_yield("b");
     desk.want("a", 2, ms(30));
     assert!(desk.is_stale("b"), "it is news to b");
-    assert_eq!(desk.ledger.lack("b", desk.now), Lack { permits: 2, head: ms(30) });
+    assert_eq!(desk.ledger.lack("b", desk.now), Lack { permits: 2, wait: ms(30) });
     assert_eq!(desk.ledger.lack("a", desk.now), Lack::default(), "of its own it knows");
     let granted = desk.report("b");
     assert_eq!(granted, [5], "nothing is asked back");
@@ -317,4 +318,41 @@ fn what_is_given_back_while_it_is_to_be_asked_back_is_not_lost() {
     let (a, b) = (desk.report("a"), desk.report("b"));
     assert_eq!(sum(&a) + sum(&b), CAPACITY);
     assert_eq!(desk.ledger.books[0].held, u64::from(CAPACITY));
+}
+
+#[test]
+fn what_is_wanted_is_beyond_the_report_that_was_known() {
+    let mut desk = two();
+    desk.want("a", 2, ms(1));
+    desk.tell("b");
+    // a gets two more, and hears of it late
+    assert_eq!(desk.report("a"), [7]);
+    let (newest, before) = (desk.sequence, desk.known("a"));
+    desk.pass(ms(500));
+    let says = |sequence| Demand { waiting: 2, wanted: 2, wait: ms(500), sequence };
+    desk.ledger.demand("a", says(before), desk.now);
+    desk.plan();
+    assert_eq!(desk.tell("b"), [3], "these two are on their way");
+    desk.ledger.demand("a", says(newest), desk.now);
+    desk.plan();
+    assert_eq!(desk.tell("b"), [1], "two more than seven, though it has not acknowledged them");
+}
+
+#[test]
+fn the_slower_the_messages_are_the_more_has_to_be_gained_by_a_move() {
+    let lack = |trip| {
+        let mut desk = two();
+        desk.ledger.lets_yield("b");
+        for balancer in ["a", "b"] {
+            desk.report(balancer);
+            desk.pass(trip);
+            desk.acknowledge(balancer);
+        }
+        desk.want("a", 2, ms(100));
+        desk.ledger.lack("b", desk.now)
+    };
+    let [at_once, soon, late] = [0, 4, 200].map(|trip| lack(ms(trip)));
+    assert_eq!(at_once, Lack { permits: 2, wait: ms(100) });
+    assert!(soon.permits == 2 && (ms(30)..ms(90)).contains(&soon.wait), "{soon:?}");
+    assert_eq!(late, Lack { permits: 2, wait: ms(0) }, "still worth what nobody waits for");
 }

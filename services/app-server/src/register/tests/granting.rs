@@ -55,7 +55,7 @@ fn presence(balancer: u32, connections: u32, busy: u32, orphaned: u32) -> Presen
 }
 
 fn demand(wanted: u32) -> Reply {
-    Reply::Demand(Demand { waiting: wanted, wanted, head_ms: 1 })
+    Reply::Demand(Demand { waiting: wanted, wanted, wait_ms: 1, sequence: 0 })
 }
 
 fn granted(report: &Report) -> u32 {

@@ -11,7 +11,6 @@ use crate::{
     endpoint::{Endpoint, EndpointId, Node, WorkerState, WorkerView},
 };
 use std::{sync::Arc, time::Duration};
-use tokio::time::Instant;
 
 #[derive(Debug)]
 pub(super) struct Member {
@@ -70,10 +69,10 @@ impl Seats {
         self.lacked > 0
     }
 
-    pub(in crate::dispatch) fn renew_lack(&mut self, instance: &str, permits: u32, head: Duration, now: Instant) {
+    pub(in crate::dispatch) fn renew_lack(&mut self, instance: &str, permits: u32, wait: Duration) {
         let Some(member) = self.nodes.get_mut(instance) else { return };
         let before = usize::from(member.lack.is_any());
-        member.lack.renew(permits, head, now);
+        member.lack.renew(permits, wait);
         self.lacked = self.lacked + usize::from(member.lack.is_any()) - before;
     }
 
@@ -87,14 +86,14 @@ impl Seats {
         self.nodes.get_mut(instance).map(|member| member.lack.take()).unwrap_or_default()
     }
 
-    /// Gives a free permit of this endpoint back to its node, if what others lack comes first. `own`: how long the first
-    /// request here has waited.
-    pub(in crate::dispatch) fn give_up(&mut self, id: EndpointId, own: Option<Duration>, now: Instant) -> bool {
+    /// Gives a free permit of this endpoint back to its node, if what others lack comes first. `own`: how long requests have
+    /// to wait here.
+    pub(in crate::dispatch) fn give_up(&mut self, id: EndpointId, own: Option<Duration>) -> bool {
         let free = |seat: &Seat| seat.held < seat.limit();
         let seat = self.seats.get(id.seat as usize).and_then(Option::as_ref);
         let Some(seat) = seat.filter(|seat| seat.endpoint.id == id && free(seat)) else { return false };
         let Some(member) = self.nodes.get_mut(&seat.endpoint.node.instance) else { return false };
-        if !member.lack.comes_before(own, now) {
+        if !member.lack.comes_before(own) {
             return false;
         }
         let (position, generation) = (seat.worker.position, seat.worker.generation);

@@ -28,7 +28,7 @@ enum Step {
     Lack {
         node: u8,
         permits: u32,
-        head: u64,
+        wait: u64,
     },
     Drain(u8),
     Remove(u8),
@@ -75,7 +75,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => any::<usize>().prop_map(Step::Leave),
         2 => (0..3_u8, views(), prop::bool::weighted(0.2))
             .prop_map(|(node, workers, new_stream)| Step::Report { node, workers, new_stream }),
-        2 => (0..3_u8, 0..4_u32, 0..10_000_u64).prop_map(|(node, permits, head)| Step::Lack { node, permits, head }),
+        2 => (0..3_u8, 0..4_u32, 0..10_000_u64).prop_map(|(node, permits, wait)| Step::Lack { node, permits, wait }),
         1 => (0..3_u8).prop_map(Step::Drain),
         1 => (0..3_u8).prop_map(Step::Remove),
         2 => (0..8_000_u64).prop_map(Step::Wait),
@@ -215,12 +215,12 @@ impl Model {
                 }
                 self.dispatch.apply(&self.streams[at as usize], &workers, self.now);
             }
-            Step::Lack { node, permits, head } => {
+            Step::Lack { node, permits, wait } => {
                 let instance = NAMES[node as usize];
                 // what was given back before
                 self.dispatch.take_yielded(instance);
                 let before = self.dispatch.seats.sum();
-                self.dispatch.lack(instance, permits, Duration::from_millis(head), self.now);
+                self.dispatch.lack(instance, permits, Duration::from_millis(wait), self.now);
                 let given = self.dispatch.take_yielded(instance).len() as u64;
                 prop_assert!(given <= permits.into());
                 // less where health allows less than is granted

@@ -23,7 +23,7 @@ fn what_others_lack_and_nobody_here_uses_is_given_back_at_once_and_not_more() {
 }
 
 #[test]
-fn a_permit_that_comes_back_is_given_to_those_that_have_waited_longer() {
+fn a_permit_that_comes_back_is_given_to_those_that_have_to_wait_longer() {
     let mut desk = Desk::new(room(8));
     let a = node("a");
     desk.apply(&a, &workers(1, 1));
@@ -67,4 +67,55 @@ fn what_is_in_use_or_at_another_node_is_not_given_back() {
     assert_eq!(desk.dispatch.take_yielded("a"), [yielded(0)]);
     desk.dispatch.remove_node("a");
     assert!(!desk.dispatch.seats.is_lacked());
+}
+
+/// A desk whose requests hold their slots for 100 ms, with one slot of each of so many workers, all of them held.
+fn busy(slots: u32) -> (Desk<u32>, Vec<Arc<Endpoint>>) {
+    let mut desk = Desk::new(room(1000));
+    desk.apply(&node("a"), &workers(slots, 1));
+    for _ in 0..20 {
+        let endpoint = desk.pick(&[]).unwrap();
+        let held = desk.held(&endpoint);
+        desk.now += 100 * MS;
+        desk.dispatch.release(held, Ended::Answered(100 * MS), desk.now);
+    }
+    let held = (0..slots).map(|_| desk.pick(&[]).unwrap()).collect();
+    (desk, held)
+}
+
+#[test]
+fn the_wait_is_what_waits_by_what_comes_back() {
+    let (mut desk, _held) = busy(4);
+    assert_eq!(desk.dispatch.expected_wait(desk.now), None, "nobody waits");
+    for waiter in 0..8 {
+        desk.enqueue(waiter, 1, &[], false).unwrap();
+    }
+    desk.now += 7 * MS;
+    assert_eq!(desk.dispatch.expected_wait(desk.now), Some(200 * MS));
+}
+
+#[test]
+fn who_waits_less_gives_the_more_often_the_greater_the_difference_is() {
+    // 267 ms here without the permit that has come back: of 30 such there are to go ...
+    for (theirs, expected) in [(200, 0), (300, 0), (600, 11), (1800, 22)] {
+        let (mut desk, mut held) = busy(4);
+        let mut given = 0;
+        for turn in 0..30 {
+            while desk.dispatch.queue_depth() < 8 {
+                desk.enqueue(turn, 1, &[], false).unwrap();
+            }
+            assert!(!desk.dispatch.lack("a", 4, theirs * MS, desk.now), "nothing is free");
+            // the rest of this one's time passes in no time: its wait stays what it is
+            let endpoint = held.pop().unwrap();
+            let since = desk.now - 100 * MS;
+            desk.dispatch.release(Held { since, ..desk.held(&endpoint) }, Ended::Answered(100 * MS), desk.now);
+            let yielded = desk.dispatch.take_yielded("a").len();
+            given += yielded;
+            if yielded > 0 {
+                desk.apply(&node("a"), &workers(4, 1));
+            }
+            held.push(desk.handover().unwrap().1);
+        }
+        assert!(usize::abs_diff(given, expected) <= 2, "{given} where they wait {theirs} ms");
+    }
 }

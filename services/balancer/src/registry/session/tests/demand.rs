@@ -3,13 +3,15 @@
 use super::*;
 
 fn demand(waiting: u32) -> from_balancer::Message {
-    from_balancer::Message::Demand(registry::Demand { waiting, wanted: 0, head_ms: 0 })
+    from_balancer::Message::Demand(registry::Demand { waiting, wanted: 0, wait_ms: 0, sequence: 0 })
 }
 
-/// The same without the time that the first request has waited.
-fn headless(message: from_balancer::Message) -> from_balancer::Message {
+/// The same without the wait, and without the report that was known.
+fn bare(message: from_balancer::Message) -> from_balancer::Message {
     match message {
-        from_balancer::Message::Demand(said) => from_balancer::Message::Demand(registry::Demand { head_ms: 0, ..said }),
+        from_balancer::Message::Demand(said) => {
+            from_balancer::Message::Demand(registry::Demand { wait_ms: 0, sequence: 0, ..said })
+        }
         other => other,
     }
 }
@@ -47,19 +49,19 @@ async fn every_node_of_an_app_hears_of_its_demand_and_of_the_end_of_it() {
     let start = Instant::now();
     let (first, second) = (waits(&house), waits(&house));
     for node in [&mut one, &mut two] {
-        assert_eq!(headless(node.hear().await), demand(2));
+        assert_eq!(bare(node.hear().await), demand(2));
     }
     assert_eq!(start.elapsed().as_millis() / 10, 5);
     leaves(first).await;
     let start = Instant::now();
     for node in [&mut one, &mut two] {
-        assert_eq!(headless(node.hear().await), demand(1));
+        assert_eq!(bare(node.hear().await), demand(1));
     }
     assert!((150..=260).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
     leaves(second).await;
     let start = Instant::now();
     for node in [&mut one, &mut two] {
-        assert_eq!(headless(node.hear().await), demand(0));
+        assert_eq!(bare(node.hear().await), demand(0));
     }
     assert!(start.elapsed().as_millis() <= 60, "{:?}", start.elapsed());
     for node in [&mut one, &mut two, &mut other] {
@@ -74,11 +76,11 @@ async fn a_node_hears_of_the_demand_that_was_there_before_it() {
     let _waits = waits(&house);
     tokio::task::yield_now().await;
     let mut node = house.node("node-1", Vec::new()).await;
-    assert_eq!(headless(node.hear().await), demand(1));
+    assert_eq!(bare(node.hear().await), demand(1));
     // A worker takes it: no demand any more.
     node.report(2, vec![worker(0, 1, 9000, 1)]).await;
     assert_eq!(node.hear().await, acknowledged(2));
-    assert_eq!(headless(node.hear().await), demand(0));
+    assert_eq!(bare(node.hear().await), demand(0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -106,7 +108,7 @@ async fn a_queue_of_a_moment_is_no_demand_and_messages_do_not_put_a_look_off() {
             heard => break heard,
         }
     };
-    assert_eq!(headless(heard), demand(1));
+    assert_eq!(bare(heard), demand(1));
     assert!(start.elapsed().as_millis() <= 80, "{:?}", start.elapsed());
 }
 
@@ -132,7 +134,7 @@ async fn a_node_is_asked_at_once_for_what_other_balancers_have_there() {
     let held = permit(&house).await.unwrap();
     let start = Instant::now();
     let waiting = waits(&house);
-    let asked = registry::Demand { waiting: 0, wanted: 1, head_ms: 0 };
+    let asked = registry::Demand { waiting: 0, wanted: 1, wait_ms: 0, sequence: 1 };
     assert_eq!(node.hear().await, from_balancer::Message::Demand(asked));
     assert!(start.elapsed().as_millis() <= 1, "{:?}", start.elapsed());
     let from_balancer::Message::Demand(again) = node.hear().await else { panic!("something else") };
@@ -140,8 +142,8 @@ async fn a_node_is_asked_at_once_for_what_other_balancers_have_there() {
     node.report(2, vec![shared(2)]).await;
     waiting.await.unwrap();
     assert_eq!(node.hear().await, acknowledged(2));
-    assert_eq!(headless(node.hear().await), demand(1), "nothing is wanted any more; the queue is looked at less often");
-    assert_eq!(headless(node.hear().await), demand(0));
+    assert_eq!(bare(node.hear().await), demand(1), "nothing is wanted any more; the queue is looked at less often");
+    assert_eq!(bare(node.hear().await), demand(0));
     drop(held);
 }
 
@@ -165,7 +167,7 @@ async fn what_others_lack_and_nobody_here_needs_is_given_back() {
     let two = || vec![worker(0, 1, 9000, 1), worker(1, 1, 9001, 1)];
     let mut node = house.node("node-1", two()).await;
     let in_use = permit(&house).await.unwrap();
-    let lack = Some(registry::Lack { permits: 2, head_ms: 0 });
+    let lack = Some(registry::Lack { permits: 2, wait_ms: 0 });
     let report = Report { sequence: 2, workers: two(), settled: Vec::new(), lack };
     node.say(from_node::Message::Report(report)).await;
     assert_eq!(node.hear().await, acknowledged(2));
