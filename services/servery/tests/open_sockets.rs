@@ -72,7 +72,8 @@ async fn open_websockets_survive_a_hundred_reloads_and_a_hundred_certificates() 
     let at = |name: &str| directory.path().join(name);
     write(directory.path(), &made());
     let tables = format!("[[balancer.certificate]]\ncert = {:?}\nkey = {:?}\n", at("cert.pem"), at("key.pem"));
-    let plan = Plan::new(SERVERY).with_tables(&tables).with(Role::AppServer, "capacity = 16");
+    // one worker takes 8,192 connections
+    let plan = Plan::new(SERVERY).workers(2).with_tables(&tables).with(Role::AppServer, "capacity = 16");
     let cluster = plan.alone().start().await;
     let balancer = &cluster.balancers[0];
     let file = balancer.config_file();
