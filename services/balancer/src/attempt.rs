@@ -15,7 +15,7 @@ use crate::{
     source::{RequestBody, RequestSource},
     upstream::Connection,
 };
-use http::{Request, Response, StatusCode, header};
+use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use std::{pin::pin, rc::Rc, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -125,9 +125,7 @@ async fn exchange(
         let busy = reason == "busy";
         return Err(Failed::refused(busy));
     }
-    // RFC 9112, section 6.3: one of the two is a lie, and the next reader might believe the other one
-    let headers = response.headers();
-    if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
+    if !is_framed_once(response.headers()) {
         return Err(Failed::malformed());
     }
     // nobody changes to another protocol unasked
@@ -148,6 +146,19 @@ async fn dial(edge: &Edge, endpoint: &Arc<Endpoint>) -> Result<Connection, Faile
         if endpoint.is_lost() {
             return Err(Failed { settled: true, ..Failed::lost() });
         }
+    }
+}
+
+/// Whether every reader sees the same end of the body (RFC 9112, sections 6.1 and 6.3): several lengths, or one beside a
+/// transfer coding, are a lie that the next reader might believe, and another coding than chunks nobody would undo.
+fn is_framed_once(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    match (codings.next(), lengths.next()) {
+        (None, None) => true,
+        (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none(),
+        (None, Some(length)) => length.as_bytes().iter().all(u8::is_ascii_digit) && lengths.next().is_none(),
+        (Some(_), Some(_)) => false,
     }
 }
 

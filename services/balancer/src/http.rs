@@ -27,7 +27,7 @@ use crate::{
     trailers,
     tunnel::{Tunnel, Wish},
 };
-use http::{Method, Request, Response, Uri, Version, header, request::Parts};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts};
 use hyper::{
     body::Incoming,
     rt::Executor,
@@ -45,7 +45,10 @@ use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Notify,
+};
 use tokio_util::sync::CancellationToken;
 
 /// Header fields of a request. hyper's own limit for HTTP/1.1; HTTP/2 has none, so we count.
@@ -146,16 +149,31 @@ impl Server {
         let mut http1 = self.http1.clone();
         http1.header_read_timeout(config.header_timeout);
         let any = Cell::new(false);
+        let served = Cell::new(0_usize);
+        // HTTP/2 has had as many requests as it may
+        let worn = Notify::new();
         // what the connection becomes after its last request
         let tunnel: Rc<Cell<Option<Switched>>> = Rc::default();
         let turn = Arc::<Turn>::default();
         let mut remains = None;
         let service = service_fn(|request| {
             any.set(true);
+            served.set(served.get() + 1);
+            let last = config.requests_per_connection.is_some_and(|most| served.get() >= most.get());
+            if last {
+                worn.notify_one();
+            }
             let answering = (protocol == Protocol::Http1).then(|| turn.begin());
             let (edge, hop) = (Rc::clone(&self.edge), Rc::clone(&hop));
             let tunnel = Rc::clone(&tunnel);
-            async move { Ok::<_, Infallible>(handle(edge, &hop, redirect_to, request, answering, &tunnel).await) }
+            async move {
+                let mut response = handle(edge, &hop, redirect_to, request, answering, &tunnel).await;
+                if last && protocol == Protocol::Http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    // said, so that the client sends nothing more that would be lost
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
+            }
         });
         let ended = match protocol {
             Protocol::Http1 => {
@@ -169,7 +187,11 @@ impl Server {
                     biased;
                     ended = connection.as_mut() => ended,
                     () = draining.cancelled(), if !draining.is_cancelled() => {
-                        connection.as_mut().graceful_shutdown();
+                        // Closed now, an idle connection might meet its client's next request on the way. Where another
+                        // process serves there is time: the next answer says that it is the last.
+                        if !self.edge.shared.taken_over.load(Ordering::Relaxed) {
+                            connection.as_mut().graceful_shutdown();
+                        }
                         connection.await
                     }
                 }
@@ -177,10 +199,16 @@ impl Server {
             Protocol::Http2 => {
                 let stream = stream.with_opening(PREFACE, config.header_timeout);
                 let mut connection = pin!(self.http2.serve_connection(TokioIo::new(stream), service));
+                let over = async {
+                    tokio::select! {
+                        () = draining.cancelled() => {}
+                        () = worn.notified() => {}
+                    }
+                };
                 tokio::select! {
                     biased;
                     ended = connection.as_mut() => ended,
-                    () = draining.cancelled() => {
+                    () = over => {
                         connection.as_mut().graceful_shutdown();
                         connection.await
                     }
@@ -286,6 +314,9 @@ async fn handle(
     response.headers_mut().entry(fields::X_REQUEST_ID).or_insert_with(|| record.id.clone());
     if let Some(value) = debug.then(|| record.debug()).flatten() {
         response.headers_mut().insert(fields::SERVERY_DEBUG, value);
+    }
+    if record.version < Version::HTTP_2 && tunnel.is_none() && edge.shared.taken_over.load(Ordering::Relaxed) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     record.status = response.status().as_u16();
     let head_only = record.method == Method::HEAD;

@@ -12,7 +12,7 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
 use servery_harness::client::full;
-use servery_harness::{Client, Cluster, Load, Plan, Process, Protocol, Site, ensure, eventually};
+use servery_harness::{Client, Cluster, Load, Plan, Process, Protocol, Signal, Site, ensure, eventually};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
@@ -184,6 +184,45 @@ async fn a_check_takes_a_server_out_and_in_again_and_no_request_fails() {
     load.answered_by("one", SOON).await;
     load.stop_without_failure().await;
     cluster.balancers[0].logged(&["health checks fail", "418"]).await;
+}
+
+#[tokio::test]
+async fn a_reload_moves_an_application_to_other_servers_and_no_request_fails() {
+    let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+    let (one, two) = (Application::start("one", anywhere), Application::start("two", anywhere));
+    let (old, new) = (format!("http://{}", one.address), format!("http://{}", two.address));
+    let cluster = in_front_of(std::slice::from_ref(&old), "", None).await;
+    let (balancer, client) = (&cluster.balancers[0], client_of(&cluster));
+    in_use(&cluster, 1).await;
+    let held = tokio::spawn({
+        let client = Arc::clone(&client);
+        async move { client.get("/held").await }
+    });
+    let load = Load::start(vec![Arc::clone(&client)], "/", 200);
+    load.answered_by("one", SOON).await;
+    let before = std::fs::read_to_string(balancer.config_file()).unwrap();
+    for (from, to, node) in [(&old, &new, "two"), (&new, &old, "one"), (&old, &new, "two")] {
+        let now = std::fs::read_to_string(balancer.config_file()).unwrap();
+        std::fs::write(balancer.config_file(), now.replace(from, to)).unwrap();
+        balancer.signal(Signal::HUP);
+        load.answered_by(node, SOON).await;
+        in_use(&cluster, 1).await;
+    }
+    // another name is another upstream: the old one serves whoever was on the way
+    let renamed = before.replace("\"shop\"", "\"other\"");
+    std::fs::write(balancer.config_file(), &renamed).unwrap();
+    balancer.signal(Signal::HUP);
+    load.answered_by("one", SOON).await;
+    // certificates that are not there refuse the file
+    let refused =
+        renamed.replace("http://", "https://").replace("name = \"other\"", "name = \"other\"\nca = \"/nowhere\"");
+    std::fs::write(balancer.config_file(), refused).unwrap();
+    balancer.signal(Signal::HUP);
+    balancer.logged(&["balancer.route", "/nowhere"]).await;
+    load.answered(100).await;
+    one.release.add_permits(1);
+    assert_eq!(held.await.unwrap().unwrap().text(), "one");
+    load.stop_without_failure().await;
 }
 
 #[tokio::test]

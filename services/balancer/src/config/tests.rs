@@ -265,3 +265,16 @@ fn a_server_is_a_url_without_a_path_and_perhaps_a_weight() {
         assert_eq!(server.map(|server| server.at.to_string()).as_deref(), wanted, "{text}");
     }
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_a_server_of_an_upstream_panic(text in "(https?://)?\\PC{0,24}( weight=\\PC{0,4})?") {
+        use chassis::config::Value as _;
+        if let Some(server) = Server::from_text(&text) {
+            // what is made of it later depends on these
+            proptest::prop_assert!(server.weight >= 1 && server.at.port.is_some_and(|port| port > 0));
+            let at = server.at.to_string();
+            proptest::prop_assert!(at.is_ascii() && http::HeaderValue::try_from(&at).is_ok() && !at.contains(['"', '\\', ' ']));
+        }
+    }
+}

@@ -89,10 +89,13 @@ impl Members {
         let (upstream, node) = (self.app.name(), &member.node.instance);
         match checked {
             Ok(()) if !before.is_well() && member.standing.is_well() => {
-                tracing::info!(upstream, node, "a health check's answers are good: the upstream is used");
+                tracing::info!(upstream, node, "an upstream's address answers: it is used");
+            }
+            Err(reason) if self.settings.health.is_none() => {
+                tracing::debug!(upstream, node, %reason, "nobody answers at an upstream's address: it waits");
             }
             Err(reason) if before != member.standing && !member.standing.is_well() => {
-                tracing::warn!(upstream, node, %reason, "health checks fail: the upstream takes no new requests");
+                tracing::warn!(upstream, node, %reason, "health checks fail: an upstream's address takes no new requests");
             }
             Ok(()) | Err(_) => {}
         }
@@ -104,7 +107,7 @@ impl Members {
         let desperate = is_desperate(self.members.values().map(|member| member.standing));
         if desperate && !self.desperate {
             let upstream = self.app.name();
-            tracing::error!(upstream, "every health check fails: all of the upstream is used as if it were well");
+            tracing::error!(upstream, "no address of an upstream answers: all are used as if they were well");
         }
         self.desperate = desperate;
         for member in self.members.values_mut() {

@@ -22,6 +22,7 @@ use std::{
 use tokio::{net::TcpListener, task::AbortHandle};
 
 mod faults;
+mod mischief;
 mod secured;
 
 /// A data plane with this one route.

@@ -30,6 +30,7 @@ mod attempts;
 mod endings;
 mod framing;
 mod intermediary;
+mod limits;
 mod logs;
 mod messages;
 mod protocols;
