@@ -254,11 +254,12 @@ pub async fn run(
     }
     let wanted =
         Wanted::read(&shared.config.load().routes).context("an upstream's certificate could never be verified")?;
+    // here until the drain is over: what still waits has somewhere to go
     let upstreams = Arc::new(Groups::new(Arc::clone(&shared.apps), discovery.clone()));
     upstreams.follow(wanted);
 
     let control = Control::new(Arc::clone(&shared), common.clone(), discovery, kept);
-    let reloader = control.reloader(common, reread, Arc::clone(&own), upstreams, &lifecycle);
+    let reloader = control.reloader(common, reread, Arc::clone(&own), Arc::clone(&upstreams), &lifecycle);
     let stopping = control.stopping.clone();
     // Ends with this function, whichever way it ends.
     let mut tasks = JoinSet::new();
