@@ -15,6 +15,7 @@
 
 pub mod access_line;
 pub mod forwarding;
+pub mod framing;
 pub mod proxy_protocol;
 
 /// Enrolment and renewal of a process's mTLS identity.

@@ -10,7 +10,8 @@ use crate::{
     relay::Relay,
 };
 use bytes::Bytes;
-use http_body::SizeHint;
+use http::HeaderMap;
+use http_body::{Frame, SizeHint};
 use std::{
     cell::RefCell,
     collections::VecDeque,
@@ -24,6 +25,8 @@ use tokio::task::AbortHandle;
 #[derive(Debug)]
 struct Shelf {
     parts: VecDeque<Bytes>,
+    /// Behind all parts.
+    trailers: Option<HeaderMap>,
     share: Share,
     /// Where the rest comes from; `None` when it has ended, or nobody wants it.
     relay: Option<Relay>,
@@ -69,7 +72,15 @@ pub(crate) async fn read_ahead(edge: &Rc<Edge>, relay: Relay) -> Body {
 impl Shelf {
     fn new(buffers: &Rc<Buffers>, relay: Relay) -> Self {
         let share = buffers.share();
-        Self { parts: VecDeque::new(), share, relay: Some(relay), error: None, wants: None, waits: None }
+        Self {
+            parts: VecDeque::new(),
+            trailers: None,
+            share,
+            relay: Some(relay),
+            error: None,
+            wants: None,
+            waits: None,
+        }
     }
 
     /// Reads as long as there are parts and room. Ready when there is nothing more to read.
@@ -80,11 +91,15 @@ impl Shelf {
                 self.waits = Some(cx.waker().clone());
                 return Poll::Pending;
             }
-            match std::task::ready!(relay.poll_data(cx)) {
-                Some(Ok(part)) => {
-                    self.share.keep(&part);
-                    self.parts.push_back(part);
-                }
+            match std::task::ready!(relay.poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(part) => {
+                        self.share.keep(&part);
+                        self.parts.push_back(part);
+                    }
+                    // bounded by hyper, as heads are
+                    Err(frame) => self.trailers = frame.into_trailers().ok(),
+                },
                 Some(Err(error)) => self.error = Some(error),
                 None => {}
             }
@@ -100,7 +115,7 @@ impl Shelf {
 }
 
 impl Ahead {
-    pub(crate) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut shelf = self.shelf.borrow_mut();
         if let Some(part) = shelf.parts.pop_front() {
             shelf.share.give_back(&part);
@@ -108,13 +123,13 @@ impl Ahead {
                 reader.wake();
             }
             self.left = self.left.map(|left| left.saturating_sub(part.len() as u64));
-            return Poll::Ready(Some(Ok(part)));
+            return Poll::Ready(Some(Ok(Frame::data(part))));
         }
         if let Some(error) = shelf.error.take() {
             return Poll::Ready(Some(Err(error)));
         }
         if shelf.relay.is_none() {
-            return Poll::Ready(None);
+            return Poll::Ready(shelf.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
         }
         shelf.wants = Some(cx.waker().clone());
         Poll::Pending
@@ -122,7 +137,7 @@ impl Ahead {
 
     pub(crate) fn is_end(&self) -> bool {
         let shelf = self.shelf.borrow();
-        shelf.relay.is_none() && shelf.parts.is_empty() && shelf.error.is_none()
+        shelf.relay.is_none() && shelf.parts.is_empty() && shelf.error.is_none() && shelf.trailers.is_none()
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {

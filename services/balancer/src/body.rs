@@ -76,24 +76,24 @@ impl HttpBody for Body {
             Kind::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
                 this.kind = Kind::Empty;
-                Poll::Ready(Some(Ok(bytes)))
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Kind::Relay(relay) => {
-                let polled = relay.poll_data(cx);
+                let polled = relay.poll_frame(cx);
                 if relay.is_end() {
                     this.kind = Kind::Empty;
                 }
                 polled
             }
-            Kind::Ahead(ahead) => ahead.poll_data(cx),
+            Kind::Ahead(ahead) => ahead.poll_frame(cx),
         };
         if let (Some(record), Poll::Ready(Some(result))) = (&mut this.record, &polled) {
             match result {
-                Ok(data) => record.bytes_out += data.len() as u64,
+                Ok(frame) => record.bytes_out += frame.data_ref().map_or(0, |data| data.len() as u64),
                 Err(_) => record.reject = Some(Reject::CutOff),
             }
         }
-        polled.map_ok(Frame::data)
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -14,6 +14,7 @@ use chassis::{
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
+    num::NonZeroUsize,
     path::PathBuf,
     sync::Arc,
     thread,
@@ -68,6 +69,10 @@ pub struct Config {
     pub buffers: ByteSize,
     /// On all public listeners together.
     pub max_connections: usize,
+    /// Of one client, but for trusted proxies; `None`: as many as there may be.
+    pub max_connections_per_client: Option<NonZeroUsize>,
+    /// After so many a connection ends, and the client makes a new one; `None`: never.
+    pub requests_per_connection: Option<NonZeroUsize>,
     /// WebSockets and the like, at once.
     pub max_tunnels: usize,
     /// How long what is in flight may go on after the drain began.
@@ -153,6 +158,8 @@ impl Config {
             max_body: reader.read("balancer.max_body", ByteSize::gib(1)),
             buffers: reader.read("balancer.buffers", ByteSize::mib(256)),
             max_connections: reader.read("balancer.max_connections", 16_384),
+            max_connections_per_client: NonZeroUsize::new(reader.read("balancer.max_connections_per_client", 0)),
+            requests_per_connection: NonZeroUsize::new(reader.read("balancer.requests_per_connection", 0)),
             max_tunnels: reader.read("balancer.max_tunnels", 10_000),
             drain: reader.read("balancer.drain", Duration::from_secs(30)),
             start_hold: reader.read("balancer.start_hold", Duration::from_secs(10)),
@@ -203,6 +210,12 @@ impl Config {
     /// Whether a connection from there must begin with a header of the PROXY protocol.
     pub fn speaks_proxy_protocol(&self, peer: SocketAddr) -> bool {
         self.proxy_protocol.iter().any(|network| network.contains(peer.ip()))
+    }
+
+    /// How many connections may come from there at once. A trusted proxy's are of many clients.
+    pub fn connections_of(&self, peer: SocketAddr) -> Option<NonZeroUsize> {
+        let trusted = self.trusted_proxies.iter().any(|network| network.contains(peer.ip()));
+        self.max_connections_per_client.filter(|_| !trusted)
     }
 
     fn refuse_listeners(&self, reader: &mut Reader<'_>) {

@@ -7,9 +7,10 @@ use crate::{
     certificates::{self, Disk, Follower, OwnFiles, Shelf, Standing},
     fixed::Groups,
     metrics, readiness,
-    registry::{self, Directory, Terms},
+    registry::{self, Directory, Inherited, Terms},
     reload::{Reloader, Reread},
     status,
+    takeover::Giver,
 };
 use chassis::{
     admin::{Admin, Latch, Readiness},
@@ -21,7 +22,7 @@ use chassis::{
 };
 use std::{
     collections::HashSet,
-    fs,
+    fs::{self, File},
     sync::{Arc, OnceLock, atomic::Ordering},
 };
 use thiserror::Error;
@@ -48,7 +49,7 @@ pub(crate) enum ControlError {
 pub(crate) struct Control {
     shared: Arc<Shared>,
     directory: Arc<Directory>,
-    readiness: Readiness,
+    pub(crate) readiness: Readiness,
     /// Ends the registry.
     pub(crate) stopping: CancellationToken,
     common: config::Shared,
@@ -167,8 +168,32 @@ impl Control {
         }
     }
 
-    /// Until `stopping` is cancelled.
-    pub(crate) async fn run(self, listener: TcpListener) -> Result<(), ControlError> {
+    /// What was known of routes goes on being known: nothing has to settle.
+    pub(crate) fn inherit(&self, routes: Vec<Inherited>) {
+        self.directory.inherit(routes);
+        self.shared.settled.store(true, Ordering::Relaxed);
+    }
+
+    /// Who gives the sockets away to a process that takes over; `given` is cancelled when it has.
+    pub(crate) fn giver(&self, lifecycle: &Lifecycle, given: &CancellationToken) -> Giver {
+        Giver {
+            shared: Arc::clone(&self.shared),
+            directory: Arc::clone(&self.directory),
+            identity: Arc::clone(&self.identity),
+            lifecycle: lifecycle.clone(),
+            stopping: self.stopping.clone(),
+            given: given.clone(),
+        }
+    }
+
+    /// Until `stopping` is cancelled. Nobody is let into the registry before `open` is.
+    /// `lock`: of the identity, where another process has passed it on.
+    pub(crate) async fn run(
+        self,
+        listener: TcpListener,
+        lock: Option<File>,
+        open: CancellationToken,
+    ) -> Result<(), ControlError> {
         let Self {
             shared,
             directory,
@@ -193,7 +218,7 @@ impl Control {
             name: host_name(),
         };
         let identity = tokio::select! {
-            identity = Identity::load_or_enrol(&enrol, &discovery) => identity?,
+            identity = Identity::load_or_enrol_holding(&enrol, &discovery, lock) => identity?,
             () = stopping.cancelled() => return Ok(()),
         };
         tracing::info!(instance = identity.instance(), "enrolled");
@@ -232,9 +257,17 @@ impl Control {
         };
         tasks.spawn(follower.run());
         let renewed = identity.clone();
-        tasks.spawn(async move { renewed.keep_renewed(&enrol, &discovery).await });
+        let alone = open.clone();
+        tasks.spawn(async move {
+            // until then the other process may be renewing it
+            alone.cancelled().await;
+            renewed.keep_renewed(&enrol, &discovery).await;
+        });
 
-        let mut serving = std::pin::pin!(registry::serve(listener, terms));
+        let mut serving = std::pin::pin!(async {
+            open.cancelled().await;
+            registry::serve(listener, terms).await
+        });
         loop {
             tokio::select! {
                 ended = &mut serving => return Ok(ended?),

@@ -10,10 +10,10 @@ pub const SERVERY_CONNECTION: HeaderName = HeaderName::from_static(proto::CONNEC
 pub const SERVERY_REFUSED: HeaderName = HeaderName::from_static(proto::REFUSED_HEADER);
 pub const SERVERY_DEBUG: HeaderName = HeaderName::from_static("servery-debug");
 
-/// Fields that end at this hop (RFC 9110, section 7.6.1), and `Trailer`, because trailers are not forwarded.
-/// `Transfer-Encoding` and `Content-Length` are hyper's business, from the body it is given.
-const HOP_BY_HOP: [&str; 8] =
-    ["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "http2-settings"];
+/// Fields that end at this hop (RFC 9110, section 7.6.1). `Transfer-Encoding` and `Content-Length` are hyper's business,
+/// from the body it is given; `Trailer` is that of `trailers`.
+const HOP_BY_HOP: [&str; 7] =
+    ["connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade", "http2-settings"];
 
 /// Protocols that a connection is not handed over to: other HTTP would bring requests that nobody here has looked at.
 const NO_TUNNEL: [&str; 4] = ["h2c", "h2", "http", "tls"];
@@ -33,6 +33,20 @@ pub fn clean_request(headers: &mut HeaderMap, trusted: bool) {
     remove(headers, unwanted);
 }
 
+/// Says how long the body is, in our own words: HTTP/2 may leave it out, a number may begin with zeros, and what came
+/// beside chunks would be a lie that the next reader might believe. hyper says the rest.
+pub fn say_length(headers: &mut HeaderMap, length: Option<u64>) {
+    match (length, headers.get(header::CONTENT_LENGTH)) {
+        (Some(length), Some(said)) if said.len() > 1 && said.as_bytes()[0] == b'0' => {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        (None, Some(_)) => {
+            headers.remove(header::CONTENT_LENGTH);
+        }
+        (Some(_), Some(_)) | (_, None) => {}
+    }
+}
+
 /// The protocols that a client would rather speak (RFC 9110, section 7.8), where we let it.
 pub fn upgrade(headers: &HeaderMap) -> Option<&HeaderValue> {
     let mut upgrades = headers.get_all(header::UPGRADE).iter();
@@ -47,7 +61,7 @@ pub fn upgrade(headers: &HeaderMap) -> Option<&HeaderValue> {
 }
 
 /// The members of a list.
-fn words(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn words(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
     value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
@@ -115,7 +129,6 @@ mod tests {
             ("keep-alive", "1"),
             ("x-secret", "1"),
             ("te", "trailers"),
-            ("trailer", "x"),
             ("upgrade", "websocket"),
             ("http2-settings", "x"),
             ("proxy-connection", "x"),

@@ -18,6 +18,7 @@ use crate::{
     relay::Relay,
     retry::{Attempted, Failure, Verdict, is_idempotent},
     source::RequestSource,
+    trailers,
     tunnel::Agreed,
     upstream::Connection,
 };
@@ -35,6 +36,8 @@ pub struct Head {
     pub headers: HeaderMap,
     /// It asks for another protocol.
     pub upgrade: bool,
+    /// The client takes trailers.
+    pub trailers: bool,
 }
 
 impl Head {
@@ -94,7 +97,7 @@ pub(crate) async fn forward(
                     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                         return Ok(switch(response, connection, permit));
                     }
-                    return Ok(pass_on(edge, response, connection, permit, body, few_slots).await);
+                    return Ok(pass_on(edge, response, (connection, permit, body), few_slots, head.trailers).await);
                 }
                 Err(failed) => {
                     watch.outcome = failed.outcome;
@@ -178,16 +181,20 @@ fn switch(mut response: Response<Incoming>, connection: Connection, mut permit: 
 async fn pass_on(
     edge: &Rc<Edge>,
     response: Response<Incoming>,
-    connection: Connection,
-    permit: Permit,
-    request: Option<Rc<RequestSource>>,
+    (connection, permit, request): (Connection, Permit, Option<Rc<RequestSource>>),
     few_slots: bool,
+    trailers: bool,
 ) -> Answer {
     let (mut head, incoming) = response.into_parts();
     fields::clean_response(&mut head.headers);
+    if trailers {
+        trailers::announce(&mut head.headers);
+    } else {
+        head.headers.remove(header::TRAILER);
+    }
     // an HTTP/1.0 worker must not make the client's connection one
     head.version = Version::HTTP_11;
-    let relay = Relay::new(edge, connection, permit, request, incoming);
+    let relay = Relay::new(edge, connection, permit, request, incoming, trailers);
     let body = if few_slots && !relay.is_end() { ahead::read_ahead(edge, relay).await } else { Body::relay(relay) };
     Answer::Whole(Response::from_parts(head, body))
 }

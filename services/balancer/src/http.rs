@@ -2,27 +2,32 @@
 //! and one record of it. What every request goes through, in this order: the checks on its head, the redirect to
 //! HTTPS, the route, the cleaning of its fields, the queue and the worker (`forward`).
 //!
-//! Limits: the head's bytes, fields and time, HTTP/2's streams and resets, the body's bytes and time. hyper answers
-//! what breaks the first ones by itself; we see that only as the connection's error, and count it.
+//! Limits: the head's bytes, fields and time, HTTP/2's streams and resets, the body's bytes and time. Of HTTP/1.1 hyper
+//! gets to see only what `strict` lets through, so that every request is answered, counted and logged by us.
+
+mod target;
 
 use crate::{
     accesslog::Format,
     body::Body,
     edge::Edge,
-    fields,
+    farewell, fields,
     forward::{Answer, Head, forward},
+    hops,
     host::{self, Host},
     origin::{Hop, Origin},
     patience::Patient,
     record::Record,
     redirect,
     reject::Reject,
-    route::{Prefix, Route, Target},
+    route::Target,
     source::{BodyLimits, RequestSource},
+    strict::{Answering, Left, Strict, Turn},
     trace::Trace,
+    trailers,
     tunnel::{Tunnel, Wish},
 };
-use http::{Method, Request, Response, Uri, header, request::Parts, uri::PathAndQuery};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts};
 use hyper::{
     body::Incoming,
     rt::Executor,
@@ -30,6 +35,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use proto::framing::{Limits, Place};
 use std::{
     cell::Cell,
     convert::Infallible,
@@ -41,7 +47,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::Instant,
+    sync::Notify,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +55,10 @@ use tokio_util::sync::CancellationToken;
 const FIELDS: usize = 100;
 /// Bytes of an HTTP/1.1 head. The buffer's own limit is no limit: a single read may overshoot it.
 const HEAD: usize = 32 * 1024;
+/// Bytes of a request line.
+const LINE: usize = 16 * 1024;
+/// HTTP/1.1 heads are held to the same numbers before hyper sees them.
+const FRAME: Limits = Limits { line: LINE, head: HEAD, fields: FIELDS };
 /// Bytes that are buffered of a body that is not read yet.
 const BUFFER: usize = 64 * 1024;
 /// Bytes of an HTTP/2 head, counted as RFC 9113 section 6.5.2 does: 32 per field on top.
@@ -139,27 +149,49 @@ impl Server {
         let mut http1 = self.http1.clone();
         http1.header_read_timeout(config.header_timeout);
         let any = Cell::new(false);
+        let served = Cell::new(0_usize);
+        // HTTP/2 has had as many requests as it may
+        let worn = Notify::new();
         // what the connection becomes after its last request
         let tunnel: Rc<Cell<Option<Switched>>> = Rc::default();
+        let turn = Arc::<Turn>::default();
+        let mut remains = None;
         let service = service_fn(|request| {
             any.set(true);
+            served.set(served.get() + 1);
+            let last = config.requests_per_connection.is_some_and(|most| served.get() >= most.get());
+            if last {
+                worn.notify_one();
+            }
+            let answering = (protocol == Protocol::Http1).then(|| turn.begin());
             let (edge, hop) = (Rc::clone(&self.edge), Rc::clone(&hop));
             let tunnel = Rc::clone(&tunnel);
-            async move { Ok::<_, Infallible>(handle(edge, &hop, redirect_to, request, &tunnel).await) }
+            async move {
+                let mut response = handle(edge, &hop, redirect_to, request, answering, &tunnel).await;
+                if last && protocol == Protocol::Http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    // said, so that the client sends nothing more that would be lost
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
+            }
         });
         let ended = match protocol {
-            Protocol::Http1 if draining.is_cancelled() => {
-                // it came in just before the listener closed: answer its one request
-                http1.keep_alive(false).serve_connection(TokioIo::new(stream), service).with_upgrades().await
-            }
             Protocol::Http1 => {
+                let (stream, left) = Strict::new(stream, FRAME, &turn);
+                remains = Some(left);
+                // it came in just before the listener closed: answer its one request
+                http1.keep_alive(!draining.is_cancelled());
                 let connection = http1.serve_connection(TokioIo::new(stream), service);
                 let mut connection = pin!(connection.with_upgrades());
                 tokio::select! {
                     biased;
                     ended = connection.as_mut() => ended,
-                    () = draining.cancelled() => {
-                        connection.as_mut().graceful_shutdown();
+                    () = draining.cancelled(), if !draining.is_cancelled() => {
+                        // Closed now, an idle connection might meet its client's next request on the way. Where another
+                        // process serves there is time: the next answer says that it is the last.
+                        if !self.edge.shared.taken_over.load(Ordering::Relaxed) {
+                            connection.as_mut().graceful_shutdown();
+                        }
                         connection.await
                     }
                 }
@@ -167,10 +199,16 @@ impl Server {
             Protocol::Http2 => {
                 let stream = stream.with_opening(PREFACE, config.header_timeout);
                 let mut connection = pin!(self.http2.serve_connection(TokioIo::new(stream), service));
+                let over = async {
+                    tokio::select! {
+                        () = draining.cancelled() => {}
+                        () = worn.notified() => {}
+                    }
+                };
                 tokio::select! {
                     biased;
                     ended = connection.as_mut() => ended,
-                    () = draining.cancelled() => {
+                    () = over => {
                         connection.as_mut().graceful_shutdown();
                         connection.await
                     }
@@ -180,19 +218,60 @@ impl Server {
         if let Some((tunnel, record)) = tunnel.take() {
             tunnel.run(record).await;
         }
+        let left = remains.and_then(|remains| remains.take());
+        let told = match left {
+            Some(left) => self.part(left, &hop, &ended).await,
+            None => false,
+        };
         if let Err(error) = ended {
             let metrics = &self.edge.metrics;
-            if error.is_parse_too_large() {
-                metrics.too_large.increment(1);
+            if told {
+                // and counted with its line in the log
+            } else if error.is_parse_too_large() {
+                metrics.count_reject(Reject::HeadTooLarge);
             } else if error.is_parse() {
-                metrics.malformed.increment(1);
+                metrics.count_reject(Reject::Malformed);
             } else if error.is_timeout() && !any.get() {
                 // after a request it is only an idle connection that hyper closes by the same timer
-                metrics.header_timeout.increment(1);
+                metrics.count_reject(Reject::HeaderTimeout);
             }
             tracing::debug!(%peer, %error, "a client's connection ended early");
         }
     }
+
+    /// The last words to a client whose HTTP/1.1 connection cannot go on. Returns whether it was told why.
+    async fn part<S>(&self, mut left: Left<S>, hop: &Hop, ended: &hyper::Result<()>) -> bool
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let late = left.place == Place::Head && left.flushed && ended.as_ref().is_err_and(hyper::Error::is_timeout);
+        let reject = left.fault.map(Reject::from).or_else(|| late.then_some(Reject::HeaderTimeout));
+        let Some(reject) = reject else {
+            // the answer came before the client had sent everything
+            if left.place == Place::Body && ended.is_ok() {
+                farewell::listen(&mut left.stream).await;
+            }
+            return false;
+        };
+        let edge = &self.edge;
+        // nobody has read what it asked for
+        let asked = (unread_method(), Uri::from_static("-"), Version::HTTP_11);
+        let style = edge.shared.config.load().access_log_style;
+        let mut record = Record::begin(edge, style, edge.request_id(), hop.peer, asked);
+        let id = record.id.to_str().expect("ids are made of visible characters");
+        let mut response = reject.response(id, record.version, Duration::ZERO);
+        response.headers_mut().insert(fields::X_REQUEST_ID, record.id.clone());
+        record.status = reject.status().as_u16();
+        record.reject = Some(reject);
+        response.body_mut().attach(record, false);
+        farewell::answer(&mut left.stream, response).await;
+        true
+    }
+}
+
+/// Stands in the log for a method that nobody could read.
+fn unread_method() -> Method {
+    Method::from_bytes(b"-").expect("a hyphen is a token")
 }
 
 /// One request. Dropped when the client leaves: then everything it holds is given back, and the record says so.
@@ -201,6 +280,7 @@ async fn handle(
     hop: &Hop,
     redirect_to: Option<u16>,
     mut request: Request<Incoming>,
+    answering: Option<Answering>,
     switched: &Cell<Option<Switched>>,
 ) -> Response<Body> {
     let wish = Wish::of(&mut request);
@@ -211,31 +291,15 @@ async fn handle(
         && config.debug_networks.iter().any(|network| network.contains(origin.client));
     let style = config.access_log_style;
     drop(config);
-    let logged = |name| head.headers.get(name).filter(|_| style.format == Format::Combined).cloned();
-    let mut record = Box::new(Record {
-        start: Instant::now(),
-        id: fields::believed_id(&head.headers, hop.trusted).unwrap_or_else(|| edge.request_id()),
-        client: origin.client,
-        method: head.method.clone(),
-        uri: head.uri.clone(),
-        version: head.version,
-        host: None,
-        style,
-        referer: logged(header::REFERER),
-        user_agent: logged(header::USER_AGENT),
-        trace: Trace::of(&head.headers),
-        body: None,
-        tunnelled: 0,
-        bytes_out: 0,
-        queue: Duration::ZERO,
-        attempts: 0,
-        app: None,
-        endpoint: None,
-        why: None,
-        status: 0,
-        reject: None,
-        edge: Rc::clone(&edge),
-    });
+    let id = fields::believed_id(&head.headers, hop.trusted).unwrap_or_else(|| edge.request_id());
+    let mut record =
+        Record::begin(&edge, style, id, origin.client, (head.method.clone(), head.uri.clone(), head.version));
+    if style.format == Format::Combined {
+        record.referer = head.headers.get(header::REFERER).cloned();
+        record.user_agent = head.headers.get(header::USER_AGENT).cloned();
+    }
+    record.trace = Trace::of(&head.headers);
+    record.answering = answering;
     let answered = answer(&edge, (hop, &origin), redirect_to, (head, incoming), wish, &mut record).await;
     let (mut response, tunnel) = match answered {
         Ok(answered) => answered,
@@ -251,10 +315,18 @@ async fn handle(
     if let Some(value) = debug.then(|| record.debug()).flatten() {
         response.headers_mut().insert(fields::SERVERY_DEBUG, value);
     }
+    if record.version < Version::HTTP_2 && tunnel.is_none() && edge.shared.taken_over.load(Ordering::Relaxed) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     record.status = response.status().as_u16();
     let head_only = record.method == Method::HEAD;
     match tunnel {
-        Some(tunnel) => switched.set(Some((tunnel, record))),
+        Some(tunnel) => {
+            if let Some(answering) = &record.answering {
+                answering.switch();
+            }
+            switched.set(Some((tunnel, record)));
+        }
         None => response.body_mut().attach(record, head_only),
     }
     response
@@ -275,7 +347,11 @@ async fn answer(
     record.host = Some(value.clone());
     let text = value.to_str().map_err(|_| Reject::BadHost)?;
     let host = Host::parse(text).ok_or(Reject::BadHost)?;
-    if head.method == Method::CONNECT {
+    if let Some(response) = hops::ends_here(&mut head)? {
+        return Ok((response, None));
+    }
+    // of HTTP/1.1 no such target has come so far
+    if head.version >= Version::HTTP_2 && !head.uri.path_and_query().is_some_and(|target| target.as_str().is_ascii()) {
         return Err(Reject::BadTarget);
     }
     // a trusted proxy may have taken off the TLS
@@ -298,20 +374,24 @@ async fn answer(
     let config = edge.shared.config.load();
     let limits = BodyLimits { bytes: config.max_body.as_u64(), stall: config.body_timeout };
     drop(config);
-    let sized = http_body::Body::size_hint(&incoming).exact().is_some();
+    let length = http_body::Body::size_hint(&incoming).exact();
     let body = RequestSource::new(incoming, limits, &edge.buffers)?;
     record.body.clone_from(&body);
 
-    let uri = upstream_uri(&head.uri, &route)?;
+    let uri = target::of_route(&head.uri, &route)?;
     let headers = &mut head.headers;
+    let trailers = trailers::are_wanted(headers);
     fields::clean_request(headers, hop.trusted);
-    if !sized {
-        // a length beside chunks is a lie that the next reader might believe
-        headers.remove(header::CONTENT_LENGTH);
+    if length.is_some() {
+        headers.remove(header::TRAILER);
+    } else {
+        trailers::announce(headers);
     }
+    fields::say_length(headers, length);
     fields::join_cookies(headers);
     let stripped = route.strip_prefix.then(|| route.prefix.as_str()).filter(|prefix| *prefix != "/");
     hop.forward(headers, origin, &value, host.port, stripped);
+    hops::say_via(headers, head.version);
     headers.insert(header::HOST, value.clone());
     headers.insert(fields::X_REQUEST_ID, record.id.clone());
     let client = record.trace.is_some();
@@ -320,32 +400,16 @@ async fn answer(
     let wish = wish.map(|wish| wish.admit(&edge.shared)).transpose()?;
     if let Some(wish) = &wish {
         wish.ask(headers);
+    } else if trailers {
+        trailers::ask(headers);
     }
-    let head = Head { method: head.method, uri, headers: head.headers, upgrade: wish.is_some() };
+    let head = Head { method: head.method, uri, headers: head.headers, upgrade: wish.is_some(), trailers };
     match (forward(edge, app, route.class, &head, body, record).await?, wish) {
         (Answer::Switched(response, agreed), Some(wish)) => Ok((response, Some(wish.begin(edge, app, agreed)))),
         // not without having been asked
         (Answer::Switched(..), None) => Err(Reject::BadResponse),
         (Answer::Whole(response), _) => Ok((response, None)),
     }
-}
-
-/// Path and query as the app sees them.
-fn upstream_uri(uri: &Uri, route: &Route) -> Result<Uri, Reject> {
-    let whole = || uri.path_and_query().cloned().ok_or(Reject::BadTarget);
-    let target = if route.strip_prefix { without_prefix(uri, &route.prefix)? } else { whole()? };
-    Ok(Uri::from(target))
-}
-
-fn without_prefix(uri: &Uri, prefix: &Prefix) -> Result<PathAndQuery, Reject> {
-    let rest = prefix.rest(uri.path()).ok_or(Reject::BadTarget)?;
-    let mut target = String::with_capacity(uri.path().len() + uri.query().map_or(0, str::len) + 2);
-    target.push_str(if rest.is_empty() { "/" } else { rest });
-    if let Some(query) = uri.query() {
-        target.push('?');
-        target.push_str(query);
-    }
-    PathAndQuery::try_from(target).map_err(|_| Reject::BadTarget)
 }
 
 #[cfg(test)]

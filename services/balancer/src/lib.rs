@@ -1,9 +1,9 @@
 //! The balancer: terminates TLS, routes, holds the one queue of each app, picks a worker, forwards. In reading order:
-//! `listener`, `proxy_protocol`, `tls`, `http` (with `host`, `fields`, `origin`, `trace`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
-//! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `foreign`, `relay`, `ahead`, `buffers`, `body`, `tunnel`), `retry`, `reject`,
+//! `listener`, `proxy_protocol`, `crowd`, `tls`, `http` (with `strict`, `farewell`, `host`, `hops`, `fields`, `origin`, `trace`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
+//! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `foreign`, `relay`, `ahead`, `buffers`, `body`, `trailers`, `tunnel`), `retry`, `reject`,
 //! `accesslog` (with `record`), `metrics`
 //! are the data plane, one runtime per core with its `edge`; `registry`, `fixed`, `certificates`, `readiness`,
-//! `status`, `reload` are the control plane, on the process's first runtime. The two meet in [`Shared`] only.
+//! `status`, `reload`, `takeover` are the control plane, on the process's first runtime. The two meet in [`Shared`] only.
 
 pub mod accesslog;
 mod ahead;
@@ -17,16 +17,19 @@ mod certificates;
 pub mod client;
 pub mod config;
 mod control;
+pub mod crowd;
 pub mod dispatch;
 pub mod edge;
 pub mod endpoint;
 pub mod fallen;
+mod farewell;
 pub mod fields;
 mod fixed;
 #[cfg(test)]
 mod fixture;
 pub mod foreign;
 pub mod forward;
+pub mod hops;
 pub mod host;
 pub mod http;
 pub mod levels;
@@ -47,8 +50,11 @@ pub mod retry;
 pub mod route;
 pub mod source;
 mod status;
+mod strict;
+mod takeover;
 pub mod tls;
 pub mod trace;
+pub mod trailers;
 mod tunnel;
 pub mod upstream;
 
@@ -73,13 +79,16 @@ use reload::Reread;
 use route::{Route, Target};
 use std::{
     num::NonZeroU32,
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
     time::Duration,
 };
+use takeover::{Doors, Inheritance, Opened};
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
 
 /// More than any machine has descriptors for.
 const CONNECTIONS_MAX: usize = u32::MAX as usize;
@@ -99,8 +108,14 @@ pub struct Shared {
     /// What `certificates` is made of.
     offers: Mutex<Offers>,
     pub apps: Arc<Apps>,
+    /// Closed when the drain begins.
+    doors: Doors,
+    /// Another process has the sockets: what is open here may take its time to go.
+    pub taken_over: AtomicBool,
     /// One for each client connection that may be open.
     pub slots: Arc<Semaphore>,
+    /// Whose they are, where there is a limit for each client.
+    pub crowd: Arc<crowd::Crowd>,
     /// Where the access log goes.
     pub log: Arc<accesslog::Destination>,
     /// The upper half of the numbers of this process's connections to workers.
@@ -125,8 +140,11 @@ impl Shared {
             routes: ArcSwap::default(),
             certificates: ArcSwap::from_pointee(certificates),
             offers: Mutex::default(),
+            doors: Doors::default(),
+            taken_over: AtomicBool::new(false),
             apps: Apps::with_reserves(limits, reserves),
             slots,
+            crowd: Arc::default(),
             log,
             connections: rand::random(),
             connected: AtomicU32::new(0),
@@ -187,20 +205,32 @@ struct Listeners {
 }
 
 impl Listeners {
-    fn bind(config: &Config) -> anyhow::Result<Self> {
-        let http = bind_cores(&config.http, config.threads, "balancer.http", "HTTP")?;
-        let https = bind_cores(&config.https, config.threads, "balancer.https", "HTTPS")?;
+    /// What is bound, and copies of it for whoever takes over one day.
+    fn new(opened: Opened) -> anyhow::Result<(Self, Opened)> {
+        let copies = opened.copies().context("no second descriptor for a listening socket")?;
+        let Opened { http, https, control, admin } = opened;
         let bound = https.first().map(|listener| listener.local_addr().map(|address| address.port())).transpose()?;
+        let threads = http.len().max(https.len());
         let (mut http, mut https) = (http.into_iter(), https.into_iter());
-        let cores = (0..config.threads).map(|_| Sockets { http: http.next(), https: https.next() }).collect();
-        let control = bind_one(&config.control, "balancer.control", "registrations")?;
-        let admin = if config.admin.is_off() {
+        let cores = (0..threads).map(|_| Sockets { http: http.next(), https: https.next() }).collect();
+        let control = TcpListener::from_std(control)?;
+        let admin = admin.map(TcpListener::from_std).transpose()?;
+        Ok((Self { cores, https_port: bound, control, admin }, copies))
+    }
+}
+
+/// Every listener that is configured.
+fn bind(config: &Config) -> anyhow::Result<Opened> {
+    Ok(Opened {
+        http: bind_cores(&config.http, config.threads, "balancer.http", "HTTP")?,
+        https: bind_cores(&config.https, config.threads, "balancer.https", "HTTPS")?,
+        control: bind_one(&config.control, "balancer.control", "registrations")?,
+        admin: if config.admin.is_off() {
             None
         } else {
             Some(bind_one(&config.admin, "balancer.admin", "metrics, health and status")?)
-        };
-        Ok(Self { cores, https_port: bound, control, admin })
-    }
+        },
+    })
 }
 
 /// One socket per core; none where it is off.
@@ -220,35 +250,51 @@ fn bind_cores(
     Ok(sockets)
 }
 
-fn bind_one(address: &ListenAddr, key: &'static str, what: &str) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::from_std(address.bind().context(key)?)?;
+fn bind_one(address: &ListenAddr, key: &'static str, what: &str) -> anyhow::Result<std::net::TcpListener> {
+    let listener = address.bind().context(key)?;
     tracing::info!(address = %listener.local_addr()?, "listening for {what}");
     Ok(listener)
 }
 
+/// A start in place of a balancer that runs with the same data directory.
+async fn inherit(config: &mut Config, data: &Path) -> anyhow::Result<Inheritance> {
+    let inheritance = Inheritance::ask(data).await?;
+    inheritance.check(config)?;
+    let Opened { http, https, .. } = &inheritance.estate.opened;
+    let sockets = http.len().max(https.len());
+    if sockets != config.threads {
+        tracing::warn!(threads = sockets, "balancer.threads stays as it is in the running balancer: one per socket");
+        config.threads = sockets;
+    }
+    Ok(inheritance)
+}
+
 /// Runs the role until the lifecycle has drained it: bind everything, serve at once with a certificate of our own, and
 /// while that runs enrol, open the registry, follow the cert-sidecar. `common` is what every role is told; `reread` is
-/// asked for both again when `commands` says so.
+/// asked for both again when `commands` says so. With `takeover` the sockets are those of the balancer that runs, and
+/// nobody is served before this one is ready.
 pub async fn run(
-    config: Config,
+    mut config: Config,
     common: chassis::config::Shared,
     telemetry: PrometheusHandle,
     lifecycle: Lifecycle,
     commands: Commands,
     reread: Reread,
+    takeover: bool,
 ) -> anyhow::Result<()> {
-    let Listeners { cores, https_port, control: listener, admin } = Listeners::bind(&config)?;
+    let (opened, inheritance) = if takeover {
+        let inheritance = inherit(&mut config, &common.data).await?;
+        (inheritance.estate.opened.copies()?, Some(inheritance))
+    } else {
+        (bind(&config)?, None)
+    };
+    let (Listeners { cores, https_port, control: listener, admin }, copies) = Listeners::new(opened)?;
     let discovery = Discovery::new(&common.nameservers)?;
     let kept = Kept::read(&common, config.cache_certificates);
     let own = Arc::new(OwnFiles::default());
-    let opened = own.open(&config.certificates).map_err(|errors| {
-        for error in &errors {
-            tracing::error!("balancer.certificate: {error}");
-        }
-        anyhow::anyhow!("{} of the configured certificates cannot be used", errors.len())
-    })?;
+    let watched = own.watch(usable(&own, &config)?);
     let shared = Shared::new(config, https_port, tls::CertificateSet::self_signed()?);
-    let (watched, pushed) = (own.watch(opened), kept.shelf.entries());
+    let pushed = kept.shelf.entries();
     if !watched.is_empty() || !pushed.is_empty() {
         shared.offer(|offers| *offers = Offers { own: watched, pushed });
     }
@@ -258,18 +304,46 @@ pub async fn run(
     let upstreams = Arc::new(Groups::new(Arc::clone(&shared.apps), discovery.clone()));
     upstreams.follow(wanted);
 
+    let data = common.data.clone();
     let control = Control::new(Arc::clone(&shared), common.clone(), discovery, kept);
     let reloader = control.reloader(common, reread, Arc::clone(&own), Arc::clone(&upstreams), &lifecycle);
-    let stopping = control.stopping.clone();
+    let (stopping, given, open) = (control.stopping.clone(), CancellationToken::new(), CancellationToken::new());
+    let (giver, readiness) = (control.giver(&lifecycle, &given), control.readiness.clone());
+    let page = control.admin(telemetry, &lifecycle);
+    if let Some(inheritance) = &inheritance {
+        control.inherit(inheritance.routes.clone());
+    }
     // Ends with this function, whichever way it ends.
+    let mut control_plane = JoinSet::new();
+    let lock = inheritance.as_ref().map(|inheritance| inheritance.estate.lock.try_clone()).transpose()?;
+    control_plane.spawn(control.run(listener, lock, open.clone()));
+    if let Some(inheritance) = inheritance {
+        tokio::select! {
+            biased; // who is told to end before anything is its own does
+            () = lifecycle.reached(Phase::Draining) => return Ok(()),
+            taken = inheritance.take(&readiness) => taken?,
+            Some(ended) = control_plane.join_next() => {
+                ended.context("the control plane died")??;
+                anyhow::bail!("the registry ended by itself");
+            }
+        }
+        tracing::info!("took over from the balancer that ran here");
+    }
+    open.cancel();
+    shared.doors.open(copies);
     let mut tasks = JoinSet::new();
     if let Some(listener) = admin {
-        tasks.spawn(admin::serve(listener, control.admin(telemetry, &lifecycle)));
+        let given = given.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = admin::serve(listener, page) => {}
+                () = given.cancelled() => {}
+            }
+        });
     }
     tasks.spawn(reloader.obey(commands));
     tasks.spawn(certificates::keep_looking(Arc::clone(&shared), own));
-    let mut control_plane = JoinSet::new();
-    control_plane.spawn(control.run(listener));
+    tasks.spawn(async move { giver.run(&data).await });
     let apps = Arc::clone(&shared.apps);
     tasks.spawn(async move { apps.keep_turning().await });
     let cores = listener::spawn_cores(&shared, cores, &lifecycle).context("cannot start the threads that serve")?;
@@ -285,9 +359,21 @@ pub async fn run(
         ended.context("the control plane died")??;
         anyhow::bail!("the registry ended by itself");
     }
-    // Unready by now. Nodes go on reporting while what is in flight ends; only then do they lose us.
+    shared.doors.close();
+    // Unready by now. Nodes go on reporting while what is in flight ends; only then do they lose us. Where another
+    // process has taken over they are with it already.
     let drained = cores.drained().await;
     stopping.cancel();
     let _ = timeout(LAST_WORDS, control_plane.join_next()).await;
     Ok(drained?)
+}
+
+/// The configured certificates, or everything that is wrong with them, which the log has by then.
+fn usable(own: &OwnFiles, config: &Config) -> anyhow::Result<certificates::files::Opened> {
+    own.open(&config.certificates).map_err(|errors| {
+        for error in &errors {
+            tracing::error!("balancer.certificate: {error}");
+        }
+        anyhow::anyhow!("{} of the configured certificates cannot be used", errors.len())
+    })
 }

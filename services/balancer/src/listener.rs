@@ -231,6 +231,8 @@ impl Listener {
             () = accepting => {}
         }
         draining.cancel();
+        // a second descriptor would keep the socket open behind us
+        self.server.edge.shared.doors.close();
         let drain = self.server.edge.shared.config.load().drain;
         // what the kernel has accepted already would be reset when the socket closes
         for _ in 0..LAST_ACCEPTS {
@@ -278,6 +280,14 @@ impl Listener {
                     Some(client) => peer = client,
                     None => return,
                 }
+            }
+            // before TLS, whose handshake is what costs most
+            let limit = server.edge.shared.config.load().connections_of(peer);
+            let guest = limit.map(|most| server.edge.shared.crowd.enter(peer.ip().into(), most));
+            if let Some(None) = guest {
+                counter!("servery_balancer_connections_refused_total", "reason" => "client").increment(1);
+                tracing::debug!(%peer, "closed: its client has as many connections as it may");
+                return;
             }
             let Some(acceptor) = tls else {
                 let _open = Counted::new(&gauges.open);

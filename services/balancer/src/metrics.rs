@@ -88,10 +88,6 @@ impl std::fmt::Debug for AppMetrics {
 pub struct EdgeMetrics {
     pub unrouted: AppMetrics,
     rejects: [Counter; Reject::ALL.len()],
-    /// Requests that hyper refused before we saw them, by reason.
-    pub malformed: Counter,
-    pub too_large: Counter,
-    pub header_timeout: Counter,
     /// Lines the access log lost because its reader was too slow.
     pub log_lines_lost: Counter,
 }
@@ -102,9 +98,6 @@ impl EdgeMetrics {
         Self {
             unrouted: AppMetrics::register(""),
             rejects: Reject::ALL.map(|reject| rejects(reject.label())),
-            malformed: rejects("malformed"),
-            too_large: rejects("header_too_large"),
-            header_timeout: rejects("header_timeout"),
             log_lines_lost: counter!("servery_balancer_access_log_lost_lines_total"),
         }
     }

@@ -8,6 +8,7 @@ use crate::{
     endpoint::Endpoint,
     reject::Reject,
     source::RequestSource,
+    strict::Answering,
     trace::Trace,
 };
 use http::{HeaderValue, Method, Uri, Version};
@@ -50,6 +51,8 @@ pub struct Record {
     /// Zero until there is an answer.
     pub(crate) status: u16,
     pub(crate) reject: Option<Reject>,
+    /// Of an HTTP/1.1 connection.
+    pub(crate) answering: Option<Answering>,
 }
 
 impl fmt::Debug for Record {
@@ -59,6 +62,42 @@ impl fmt::Debug for Record {
 }
 
 impl Record {
+    /// A request of which no more is known yet.
+    pub(crate) fn begin(
+        edge: &Rc<Edge>,
+        style: Style,
+        id: HeaderValue,
+        client: IpAddr,
+        asked: (Method, Uri, Version),
+    ) -> Box<Self> {
+        let (method, uri, version) = asked;
+        Box::new(Self {
+            edge: Rc::clone(edge),
+            start: Instant::now(),
+            id,
+            client,
+            method,
+            uri,
+            version,
+            host: None,
+            style,
+            referer: None,
+            user_agent: None,
+            trace: None,
+            body: None,
+            tunnelled: 0,
+            bytes_out: 0,
+            queue: Duration::ZERO,
+            attempts: 0,
+            app: None,
+            endpoint: None,
+            why: None,
+            status: 0,
+            reject: None,
+            answering: None,
+        })
+    }
+
     /// The same for a client that asked and may know: a dictionary of RFC 9651.
     pub(crate) fn debug(&self) -> Option<HeaderValue> {
         let mut text = format!("queue_ms={:.3}, attempts={}", self.queue.as_secs_f64() * 1000.0, self.attempts);

@@ -13,7 +13,7 @@ mod directory;
 mod refusal;
 mod session;
 
-pub(crate) use directory::{Directory, MemberView};
+pub(crate) use directory::{Directory, Inherited, MemberView};
 pub(crate) use session::Terms;
 
 use chassis::identity::{ClientAuth, PeerInfo};

@@ -4,11 +4,24 @@
 use crate::body::Body;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
+use proto::framing::Fault;
 use std::time::Duration;
 
 /// Why we answered instead of an application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reject {
+    /// What came is no HTTP/1.1 request.
+    Malformed,
+    /// Where it ends is not said, or said twice.
+    BadFraming,
+    /// Neither HTTP/1.1 nor HTTP/1.0.
+    BadVersion,
+    /// CONNECT and TRACE.
+    MethodNotAllowed,
+    TargetTooLong,
+    HeadTooLarge,
+    /// The client did not send a head to its end.
+    HeaderTimeout,
     /// Not exactly one valid host in `Host` or `:authority`, or the two differ.
     BadHost,
     /// A request target that is neither a path nor a URL, such as CONNECT's.
@@ -52,9 +65,33 @@ pub enum Reject {
     Drained,
 }
 
+/// What a 405, and an answer to OPTIONS of our own, tell of the methods there are (RFC 9110, section 10.2.1).
+pub const ALLOWED: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
+impl From<Fault> for Reject {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Line | Fault::Field => Self::Malformed,
+            Fault::LineTooLong => Self::TargetTooLong,
+            Fault::Version => Self::BadVersion,
+            Fault::HeadTooLarge => Self::HeadTooLarge,
+            Fault::TooManyFields => Self::TooManyFields,
+            Fault::Frame => Self::BadFraming,
+            Fault::Chunk | Fault::Trailer => Self::BadBody,
+        }
+    }
+}
+
 impl Reject {
     /// In the order of declaration, so that `ALL[reject as usize] == reject`.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 31] = [
+        Self::Malformed,
+        Self::BadFraming,
+        Self::BadVersion,
+        Self::MethodNotAllowed,
+        Self::TargetTooLong,
+        Self::HeadTooLarge,
+        Self::HeaderTimeout,
         Self::BadHost,
         Self::BadTarget,
         Self::BadBody,
@@ -84,6 +121,13 @@ impl Reject {
     /// In the log and as the metrics' `reason`.
     pub fn label(self) -> &'static str {
         match self {
+            Self::Malformed => "malformed",
+            Self::BadFraming => "bad_framing",
+            Self::BadVersion => "bad_version",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::TargetTooLong => "target_too_long",
+            Self::HeadTooLarge => "header_too_large",
+            Self::HeaderTimeout => "header_timeout",
             Self::BadHost => "bad_host",
             Self::BadTarget => "bad_target",
             Self::BadBody => "bad_body",
@@ -113,10 +157,15 @@ impl Reject {
 
     pub fn status(self) -> StatusCode {
         match self {
-            Self::BadHost | Self::BadTarget | Self::BadBody => StatusCode::BAD_REQUEST,
-            Self::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::Malformed | Self::BadFraming | Self::BadHost | Self::BadTarget | Self::BadBody => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::BadVersion => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
+            Self::TooManyFields | Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTimeout | Self::HeaderTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::ClientShare => StatusCode::TOO_MANY_REQUESTS,
             Self::QueueFull
@@ -141,7 +190,14 @@ impl Reject {
     /// The error type of RFC 9209, section 2.3.
     fn proxy_status(self) -> &'static str {
         match self {
-            Self::BadHost
+            Self::Malformed
+            | Self::BadFraming
+            | Self::BadVersion
+            | Self::MethodNotAllowed
+            | Self::TargetTooLong
+            | Self::HeadTooLarge
+            | Self::HeaderTimeout
+            | Self::BadHost
             | Self::BadTarget
             | Self::BadBody
             | Self::TooManyFields
@@ -164,6 +220,13 @@ impl Reject {
     /// One sentence for the person who reads the answer; names nothing inside.
     fn detail(self) -> &'static str {
         match self {
+            Self::Malformed => "The request is not well-formed HTTP/1.1.",
+            Self::BadFraming => "The request does not say plainly where it ends.",
+            Self::BadVersion => "Only HTTP/1.1, HTTP/1.0 and HTTP/2 over TLS are spoken here.",
+            Self::MethodNotAllowed => "This method is not allowed here.",
+            Self::TargetTooLong => "The request line is longer than this server accepts.",
+            Self::HeadTooLarge => "The request head is larger than this server accepts.",
+            Self::HeaderTimeout => "The request head did not arrive in time.",
             Self::BadHost => "The request does not name exactly one valid host.",
             Self::BadTarget => "The request target is not a path.",
             Self::BadBody => "The request body could not be read.",
@@ -200,7 +263,14 @@ impl Reject {
             | Self::TooManyTunnels
             | Self::Refused
             | Self::Drained => true,
-            Self::BadHost
+            Self::Malformed
+            | Self::BadFraming
+            | Self::BadVersion
+            | Self::MethodNotAllowed
+            | Self::TargetTooLong
+            | Self::HeadTooLarge
+            | Self::HeaderTimeout
+            | Self::BadHost
             | Self::BadTarget
             | Self::BadBody
             | Self::TooManyFields
@@ -219,9 +289,10 @@ impl Reject {
         }
     }
 
-    /// The rest of the request will not be read, so that an HTTP/1.1 connection must end.
-    fn leaves_body_unread(self) -> bool {
-        matches!(self, Self::BadBody | Self::BodyTooLarge | Self::BodyTimeout)
+    /// The rest of the request will not be read, or what follows it may be something else than a request, so that an
+    /// HTTP/1.1 connection must end.
+    fn ends_connection(self) -> bool {
+        matches!(self, Self::BadBody | Self::BodyTooLarge | Self::BodyTimeout | Self::MethodNotAllowed)
     }
 
     /// Problem JSON (RFC 9457) with `Proxy-Status` (RFC 9209). `request_id` is hexadecimal. `retry_after`: when another
@@ -249,7 +320,10 @@ impl Reject {
             let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
-        if self.leaves_body_unread() && version < http::Version::HTTP_2 {
+        if self == Self::MethodNotAllowed {
+            headers.insert(header::ALLOW, HeaderValue::from_static(ALLOWED));
+        }
+        if self.ends_connection() && version < http::Version::HTTP_2 {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response

@@ -4,10 +4,10 @@
 //! knows.
 
 use crate::{
-    app::Permit, body::BodyError, edge::Edge, patience::Patience, source::RequestSource, upstream::Connection,
+    app::Permit, body::BodyError, edge::Edge, patience::Patience, source::RequestSource, trailers, upstream::Connection,
 };
 use bytes::Bytes;
-use http_body::{Body as _, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::{
     pin::Pin,
@@ -25,6 +25,8 @@ const READY_AGAIN: Duration = Duration::from_secs(1);
 pub struct Relay {
     incoming: Incoming,
     patience: Patience,
+    /// The client takes them.
+    trailers: bool,
     /// `None` once the response has ended, well or not.
     held: Option<Held>,
 }
@@ -44,11 +46,12 @@ impl Relay {
         permit: Permit,
         request: Option<Rc<RequestSource>>,
         incoming: Incoming,
+        trailers: bool,
     ) -> Self {
         let limit = permit.endpoint().node.patience(edge.shared.config.load().response_timeout);
         let patience = Patience::new(limit);
         let held = Held { edge: Rc::clone(edge), connection, permit, request };
-        let mut relay = Self { incoming, patience, held: Some(held) };
+        let mut relay = Self { incoming, patience, trailers, held: Some(held) };
         relay.finish_if_ended();
         relay
     }
@@ -61,12 +64,12 @@ impl Relay {
         self.incoming.size_hint()
     }
 
-    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if self.held.is_none() {
             return Poll::Ready(None);
         }
         loop {
-            let data = match Pin::new(&mut self.incoming).poll_frame(cx) {
+            let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
                 Poll::Pending => {
                     return self.patience.poll_over(cx).map(|()| {
                         self.held = None;
@@ -81,13 +84,17 @@ impl Relay {
                     self.held = None;
                     return Poll::Ready(Some(Err(error.into())));
                 }
-                Poll::Ready(Some(Ok(frame))) => frame.into_data(),
+                Poll::Ready(Some(Ok(frame))) => frame,
             };
             self.patience.moved();
-            // trailers are not forwarded
-            let Ok(data) = data else { continue };
-            self.finish_if_ended();
-            return Poll::Ready(Some(Ok(data)));
+            let Some(frame) = trailers::clean_frame(frame, self.trailers) else { continue };
+            // nothing follows trailers, and who passes them on does not ask
+            if frame.is_trailers() {
+                self.finish();
+            } else {
+                self.finish_if_ended();
+            }
+            return Poll::Ready(Some(Ok(frame)));
         }
     }
 

@@ -43,7 +43,12 @@ impl Reloader {
                 // two quick ones ask for the same: the file as it is now
                 next = std::iter::from_fn(|| commands.try_recv().ok()).find(|next| *next != Command::Reload);
             }
-            if command != Command::Reload {
+            if command == Command::Reopen {
+                let log = Arc::clone(&self.shared.log);
+                if let Err(error) = tokio::task::spawn_blocking(move || log.reopen()).await {
+                    tracing::error!(%error, "opening the access log anew failed; going on with the old one");
+                }
+            } else if command != Command::Reload {
                 tracing::info!(?command, "this process has nothing to do for this signal");
             } else if self.lifecycle.phase() >= Phase::Draining {
                 tracing::info!("SIGHUP: draining, so the configuration is not read again");

@@ -7,8 +7,10 @@ use crate::{
     buffers::{Buffers, Share},
     patience::Patience,
     reject::Reject,
+    trailers,
 };
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::{
@@ -43,6 +45,8 @@ pub struct RequestSource {
     length: Option<u64>,
     received: Cell<u64>,
     ended: Cell<bool>,
+    /// What came behind it.
+    trailers: RefCell<Option<HeaderMap>>,
     /// When the newest part came.
     arrived: Cell<Option<Instant>>,
     /// The next part is wanted, and the client has not sent it.
@@ -121,6 +125,7 @@ impl RequestSource {
             length,
             received: Cell::new(0),
             ended: Cell::new(false),
+            trailers: RefCell::new(None),
             arrived: Cell::new(None),
             awaited: Cell::new(false),
             sent: Cell::new(false),
@@ -151,7 +156,7 @@ impl RequestSource {
         self.attempt.set(self.attempt.get() + 1);
         self.sent.set(false);
         self.reading.borrow_mut().kept.passed = 0;
-        RequestBody(Some(Reader { source: Rc::clone(self), attempt: self.attempt.get(), passed: 0 }))
+        RequestBody(Some(Reader { source: Rc::clone(self), attempt: self.attempt.get(), passed: 0, trailed: false }))
     }
 
     /// Nothing of what was received has been thrown away.
@@ -225,13 +230,19 @@ impl RequestSource {
                     return Poll::Ready(None);
                 }
                 Poll::Ready(Some(Err(_))) => return broken(Reject::BadBody),
-                Poll::Ready(Some(Ok(frame))) => frame.into_data(),
+                Poll::Ready(Some(Ok(frame))) => trailers::clean_frame(frame, true).map(Frame::into_data),
             };
             patience.moved();
             self.awaited.set(false);
             self.arrived.set(Some(Instant::now()));
-            // trailers are not forwarded
-            let Ok(data) = data else { continue };
+            let data = match data {
+                Some(Ok(data)) => data,
+                Some(Err(frame)) => {
+                    self.trailers.replace(frame.into_trailers().ok());
+                    continue;
+                }
+                None => continue,
+            };
             let received = self.received.get() + data.len() as u64;
             self.received.set(received);
             if received > self.limits.bytes {
@@ -254,6 +265,8 @@ struct Reader {
     source: Rc<RequestSource>,
     attempt: u32,
     passed: u64,
+    /// It has passed on the trailers.
+    trailed: bool,
 }
 
 impl RequestBody {
@@ -264,7 +277,15 @@ impl RequestBody {
 
 impl Reader {
     fn has_passed_all(&self) -> bool {
-        self.source.ended.get() && self.passed == self.source.received.get()
+        let all = self.source.ended.get() && self.passed == self.source.received.get();
+        all && (self.trailed || self.source.trailers.borrow().is_none())
+    }
+
+    /// Once, behind the last part.
+    fn trailers(&mut self) -> Option<HeaderMap> {
+        let trailers = if self.trailed { None } else { self.source.trailers.borrow().clone() };
+        self.trailed = true;
+        trailers
     }
 }
 
@@ -280,8 +301,9 @@ impl HttpBody for RequestBody {
         }
         let polled = ready!(source.poll_next(cx)).transpose().map_err(BodyError::Request)?;
         reader.passed += polled.as_ref().map_or(0, |data| data.len() as u64);
+        let frame = polled.map(Frame::data).or_else(|| reader.trailers().map(Frame::trailers));
         reader.source.sent.set(reader.has_passed_all());
-        Poll::Ready(polled.map(|data| Ok(Frame::data(data))))
+        Poll::Ready(frame.map(Ok))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -26,7 +26,7 @@ use crate::discovery::Discovery;
 use arc_swap::ArcSwap;
 use files::Files;
 use futures_util::Stream;
-use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt, fs::File, io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::watch};
 use tonic::transport::Channel;
 
@@ -55,8 +55,23 @@ impl Identity {
     /// long that takes: a sidecar that is away, a token that is not there yet or is refused are logged with what to do
     /// about them, and tried again.
     pub async fn load_or_enrol(config: &EnrolConfig, discovery: &Discovery) -> Result<Self, IdentityError> {
-        let (material, files) = keep::load_or_enrol(config, discovery).await?;
+        Self::load_or_enrol_holding(config, discovery, None).await
+    }
+
+    /// As [`Self::load_or_enrol`], with the lock of a process that this one takes over from: two have the identity until
+    /// that one has ended, and only one of them may renew it.
+    pub async fn load_or_enrol_holding(
+        config: &EnrolConfig,
+        discovery: &Discovery,
+        lock: Option<File>,
+    ) -> Result<Self, IdentityError> {
+        let (material, files) = keep::load_or_enrol(config, discovery, lock).await?;
         Ok(Self::new(material, Some(files)))
+    }
+
+    /// For a process that takes over from this one. `None` for a [`Self::fixed`] one.
+    pub fn lock(&self) -> io::Result<Option<File>> {
+        self.inner.files.as_ref().map(Files::lock).transpose()
     }
 
     /// An identity that somebody else renews, with [`Self::replace`]: the cert-sidecar's own.

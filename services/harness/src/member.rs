@@ -164,6 +164,11 @@ impl Member {
     /// Starts it; does not wait until it serves.
     pub fn start(&mut self) {
         assert!(self.process.is_none(), "{} runs already", self.name);
+        self.process = Some(self.spawn(&[]));
+    }
+
+    /// Starts another process of the same configuration, with these words more, beside the one that runs.
+    pub fn spawn(&self, more: &[&str]) -> Process {
         let mut command = match self.launch.wrapper.split_first() {
             None => Command::new(&self.program),
             Some((wrapper, words)) => {
@@ -172,20 +177,40 @@ impl Member {
                 command
             }
         };
-        command.args([self.role.command(), "--config"]).arg(self.config_file()).current_dir(&self.directory);
+        command.args([self.role.command(), "--config"]).arg(self.config_file()).args(more).current_dir(&self.directory);
         forget_servery(&mut command);
         command.env("RUST_BACKTRACE", "1").env("SERVERY_LOG", "info,servery=debug,balancer=debug,app_server=debug");
         command.envs(self.launch.variables.iter().cloned());
         let stdin = self.launch.stdin.as_ref().map_or_else(Stdio::null, |descriptor| {
             descriptor.try_clone().expect("descriptors are not that rare").into()
         });
-        let process = Process::spawn_holding(self.name.clone(), command, stdin);
-        self.process = Some(process.expect("spawn the binary under test"));
+        Process::spawn_holding(self.name.clone(), command, stdin).expect("spawn the binary under test")
+    }
+
+    /// Another process takes this one's place (`--takeover`), and serves. The old one drains; it is the result.
+    pub async fn take_over(&mut self) -> &Process {
+        let heir = self.spawn(&["--takeover"]);
+        eventually(&format!("{} to be taken over", self.name), PATIENCE, async || {
+            if let Some(status) = heir.exit_status() {
+                panic!("it ended with {status} instead of taking over");
+            }
+            let taken = heir.stderr().iter().any(|line| line.contains("took over"));
+            crate::ensure(taken, || "not yet".to_owned())
+        })
+        .await;
+        self.past.extend(self.process.replace(heir));
+        self.ready().await;
+        self.past.last().expect("it was just put there")
     }
 
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         self.process().signal(signal);
+    }
+
+    /// Those before it, the oldest first: ended, or taken over from.
+    pub fn past(&self) -> &[Process] {
+        &self.past
     }
 
     /// The running process.

@@ -73,6 +73,8 @@ const BALANCER: &[Key] = &[
     Key("body_timeout", "TIME", "How long a body may stand still [60s]"),
     Key("max_body", "SIZE", "The largest request body [1GiB]"),
     Key("max_connections", "N", "Client connections at once [16384]"),
+    Key("max_connections_per_client", "N", "Of one client, an IPv4 address or IPv6 /64, at once; 0: no limit [0]"),
+    Key("requests_per_connection", "N", "After so many a client's connection ends; 0: never [0]"),
     Key("drain", "TIME", "How long to finish what is in flight at the end [30s]"),
     Key("start_hold", "TIME", "How long to wait for nodes before being ready [10s]"),
     Key("cache_certificates", "BOOL", "Keep public certificates in the data directory [false]"),
@@ -145,7 +147,14 @@ pub(crate) fn command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(crate::up::command())
-        .subcommand(role(Role::Balancer, "Terminates TLS, routes, queues, and forwards to a free worker"))
+        .subcommand(
+            role(Role::Balancer, "Terminates TLS, routes, queues, and forwards to a free worker").arg(
+                Arg::new("takeover")
+                    .long("takeover")
+                    .action(ArgAction::SetTrue)
+                    .help("Take the sockets of the balancer that runs with this data directory, which then drains"),
+            ),
+        )
         .subcommand(
             role(Role::App, "Runs a pool of worker processes, behind balancers (--join) or by itself (--bind)")
                 .arg(Arg::new("APP").help("A WSGI application as module:callable (not there yet)"))

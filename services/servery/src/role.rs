@@ -80,7 +80,8 @@ pub(crate) fn run(role: cli::Role, given: &ArgMatches) -> ExitCode {
         let sections = Sections::load(file.as_deref(), flags.clone())?;
         Ok((sections.balancer, sections.shared))
     };
-    match live(role, sections, Arc::new(reread)) {
+    let takeover = role == cli::Role::Balancer && given.get_flag("takeover");
+    match live(role, sections, Arc::new(reread), takeover) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -89,8 +90,8 @@ pub(crate) fn run(role: cli::Role, given: &ArgMatches) -> ExitCode {
     }
 }
 
-/// `reread`: for a balancer, which can change its configuration while it runs.
-fn live(role: cli::Role, sections: Sections, reread: Reread) -> anyhow::Result<()> {
+/// `reread` and `takeover` are a balancer's: it can change its configuration while it runs, and its process.
+fn live(role: cli::Role, sections: Sections, reread: Reread, takeover: bool) -> anyhow::Result<()> {
     let Sections { shared, balancer, app_server, cert_sidecar } = sections;
     let admin = match role {
         cli::Role::Balancer => &balancer.admin,
@@ -107,7 +108,8 @@ fn live(role: cli::Role, sections: Sections, reread: Reread) -> anyhow::Result<(
             match role {
                 cli::Role::App => app_server::run(app_server, shared, telemetry, lifecycle.clone(), commands).await,
                 cli::Role::Balancer => {
-                    balancer::run(balancer, shared, telemetry, lifecycle.clone(), commands, reread).await
+                    let lifecycle = lifecycle.clone();
+                    balancer::run(balancer, shared, telemetry, lifecycle, commands, reread, takeover).await
                 }
                 cli::Role::CertSidecar => {
                     tokio::spawn(lifecycle::ignore(commands));

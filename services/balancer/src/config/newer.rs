@@ -13,6 +13,7 @@ impl Config {
         keep("balancer.control", &mut self.control, &old.control, &mut kept);
         keep("balancer.admin", &mut self.admin, &old.admin, &mut kept);
         keep("balancer.threads", &mut self.threads, &old.threads, &mut kept);
+        keep("balancer.access_log", &mut self.access_log, &old.access_log, &mut kept);
         keep("balancer.start_hold", &mut self.start_hold, &old.start_hold, &mut kept);
         keep("balancer.cache_certificates", &mut self.cache_certificates, &old.cache_certificates, &mut kept);
         kept
@@ -76,9 +77,11 @@ mod tests {
     #[test]
     fn what_is_bound_stays_and_is_named() {
         let old = config("[balancer]\nhttp = \":1080\"\nthreads = 2\ndrain = \"5s\"\n");
-        let mut new = config("[balancer]\nhttp = \":1081\"\nthreads = 3\ndrain = \"6s\"\ncache_certificates = true\n");
+        let mut new = config(
+            "[balancer]\nhttp = \":1081\"\nthreads = 3\ndrain = \"6s\"\ncache_certificates = true\naccess_log = \"off\"\n",
+        );
         let kept = new.keep_what_is_bound(&old);
-        assert_eq!(kept, ["balancer.http", "balancer.threads", "balancer.cache_certificates"]);
+        assert_eq!(kept, ["balancer.http", "balancer.threads", "balancer.access_log", "balancer.cache_certificates"]);
         assert_eq!((new.http, new.threads, new.cache_certificates), (old.http, 2, false));
         assert_eq!(new.drain.as_secs(), 6);
         assert_eq!(new.clone().keep_what_is_bound(&old), Vec::<&str>::new());

@@ -36,6 +36,13 @@ fn common(data: &Path, sidecar: SocketAddr) -> config::Shared {
     }
 }
 
+/// Nobody is taken over.
+fn already() -> CancellationToken {
+    let open = CancellationToken::new();
+    open.cancel();
+    open
+}
+
 async fn open(data: &Path, https_port: Option<u16>) -> House {
     open_with(data, https_port, false).await
 }
@@ -55,7 +62,7 @@ async fn open_with(data: &Path, https_port: Option<u16>, cache_certificates: boo
     let status = control.admin(recorder, &Lifecycle::new()).status;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let running = tokio::spawn(control.run(listener));
+    let running = tokio::spawn(control.run(listener, None, already()));
     House { shared, readiness, status, stopping, address, running, _nobody: nobody }
 }
 

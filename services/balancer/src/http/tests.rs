@@ -28,6 +28,9 @@ const REFUSED: &str = "HTTP/1.1 503 Service Unavailable\r\nservery-refused: drai
 
 mod attempts;
 mod endings;
+mod framing;
+mod intermediary;
+mod limits;
 mod logs;
 mod messages;
 mod protocols;
@@ -36,4 +39,5 @@ mod queueing;
 mod settling;
 mod slow;
 mod traces;
+mod trailers;
 mod tunnels;

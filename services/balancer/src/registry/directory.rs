@@ -3,7 +3,7 @@
 //! moments and never across an await, and a request never takes it.
 
 use super::{
-    admission::Registration,
+    admission::{DeclaredRoute, Registration},
     declared::{Declared, Taken},
     refusal::Refusal,
     session::End,
@@ -13,11 +13,11 @@ use crate::{
     app::App,
     dispatch::Class,
     endpoint::{Node, WorkerView},
-    route::{Route, Table, Target},
+    route::{HostPattern, Prefix, Route, Table, Target},
 };
 use chassis::config::Network;
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -38,6 +38,15 @@ pub(crate) struct Directory {
     registrations: watch::Sender<u64>,
 }
 
+/// A declared route, as it goes over to a process that takes over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Inherited {
+    pub(crate) app: String,
+    pub(crate) host: HostPattern,
+    pub(crate) prefix: Prefix,
+    pub(crate) strip_prefix: bool,
+}
+
 #[derive(Debug, Default)]
 struct Inner {
     /// By instance.
@@ -47,6 +56,8 @@ struct Inner {
     declared: Declared,
     denied: HashSet<String>,
     numbers: u64,
+    /// Nodes are sent away, and requests that are here still go to their workers.
+    frozen: bool,
 }
 
 /// One live registration.
@@ -144,6 +155,38 @@ impl Directory {
             let _ = member.end.send(End::Denied);
         }
         drop(inner);
+    }
+
+    /// Every declared route.
+    pub(crate) fn legacy(&self) -> Vec<Inherited> {
+        let inner = self.lock();
+        let routes = inner.declared.iter().map(|(app, DeclaredRoute { host, prefix, strip_prefix })| Inherited {
+            app: app.to_owned(),
+            host: host.clone(),
+            prefix: prefix.clone(),
+            strip_prefix: *strip_prefix,
+        });
+        routes.collect()
+    }
+
+    /// The declared routes of the process that is taken over: requests for them wait for the first node.
+    pub(crate) fn inherit(&self, routes: Vec<Inherited>) {
+        let mut by_app: BTreeMap<String, Vec<DeclaredRoute>> = BTreeMap::new();
+        for Inherited { app, host, prefix, strip_prefix } in routes {
+            by_app.entry(app).or_default().push(DeclaredRoute { host, prefix, strip_prefix });
+        }
+        let mut inner = self.lock();
+        for (app, routes) in by_app {
+            // nobody is live yet, so nobody's route can be taken
+            let _ = inner.declared.declare(&app, routes, |_| false);
+        }
+        self.publish(&inner.declared);
+    }
+
+    /// From now on the end of a registration takes no endpoint away: what is here still is served by the workers that
+    /// are known now.
+    pub(crate) fn freeze(&self) {
+        self.lock().frozen = true;
     }
 
     /// The configured routes are others now.
@@ -263,7 +306,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let mut inner = self.directory.lock();
-        if self.is_current(&inner) {
+        if self.is_current(&inner) && !inner.frozen {
             inner.members.remove(self.instance());
             self.app.remove_node(self.instance());
         }

@@ -26,7 +26,7 @@ const ROOT: &str = "root.pem";
 #[derive(Debug)]
 pub(super) struct Files {
     directory: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 /// Why what is on disk, or the disk, cannot be used.
@@ -67,10 +67,20 @@ impl Files {
         let lock = File::options().create(true).truncate(false).write(true).open(&path);
         let lock = lock.map_err(|error| failed(&path, error))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { directory, _lock: lock }),
+            Ok(()) => Ok(Self { directory, lock }),
             Err(TryLockError::WouldBlock) => Err(FilesError::InUse(directory)),
             Err(TryLockError::Error(error)) => Err(failed(&path, error)),
         }
+    }
+
+    /// The directory of a process that has passed its lock on to this one.
+    pub(super) fn inherited(data: &Path, lock: File) -> Self {
+        Self { directory: data.join("identity"), lock }
+    }
+
+    /// The lock under another descriptor: it is held until the last one is closed.
+    pub(super) fn lock(&self) -> io::Result<File> {
+        self.lock.try_clone()
     }
 
     /// The identity, `None` if there is none yet.

@@ -10,6 +10,7 @@ use super::{
 use crate::{backoff::Backoff, discovery::Discovery};
 use std::{
     collections::HashMap,
+    fs::File,
     time::{Duration, SystemTime},
 };
 use tokio::time::{Instant, sleep};
@@ -35,8 +36,12 @@ const RENEWAL_CAP_MAX: Duration = Duration::from_secs(60);
 pub(super) async fn load_or_enrol(
     config: &EnrolConfig,
     discovery: &Discovery,
+    lock: Option<File>,
 ) -> Result<(Material, Files), IdentityError> {
-    let files = open(config).await?;
+    let files = match lock {
+        Some(lock) => Files::inherited(&config.data, lock),
+        None => open(config).await?,
+    };
     match files.load(config.role, &config.cluster)? {
         Some(material) if material.peer().not_after > SystemTime::now() => {
             if material.not_before() > SystemTime::now() {

@@ -1,0 +1,94 @@
+//! How an HTTP/1.1 connection ends that cannot go on. In: a stream that hyper has given up, and what to say. Out: that
+//! answer, and then the patience for a client that is still talking: who closes a socket with unread bytes in it resets the
+//! connection, and the client may lose the answer it has not read yet (RFC 9112, section 9.6). Bounded in time and bytes.
+
+use crate::body::Body;
+use http::Response;
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use std::{
+    cell::RefCell,
+    convert::Infallible,
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
+    time::timeout,
+};
+
+/// How long a client is listened to that has been answered.
+const TIME: Duration = Duration::from_secs(2);
+/// And for how many bytes.
+const BYTES: usize = 1024 * 1024;
+
+/// Asks hyper for the one answer there will be, instead of the client that did not manage to ask.
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: -\r\nconnection: close\r\n\r\n";
+
+/// Sends an answer to a request that nobody could read, closes our side, and listens for a while.
+pub(crate) async fn answer<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, response: Response<Body>) {
+    let response = RefCell::new(Some(response));
+    let service = service_fn(async |_| {
+        let response = response.take().unwrap_or_else(|| Response::new(Body::empty()));
+        Ok::<_, Infallible>(response)
+    });
+    let asked = Asked { rest: REQUEST, stream };
+    // whoever does not take it has left
+    if http1::Builder::new().serve_connection(TokioIo::new(asked), service).await.is_ok() {
+        listen(stream).await;
+    }
+}
+
+/// Reads what a client still has to say, once our side is closed.
+pub(crate) async fn listen<S: AsyncRead + Unpin>(stream: &mut S) {
+    let mut buffer = [0; 4096];
+    let mut heard = 0;
+    let listening = async {
+        while heard < BYTES {
+            match stream.read(&mut buffer).await {
+                Ok(0) | Err(_) => break,
+                Ok(read) => heard += read,
+            }
+        }
+    };
+    // either way it is enough
+    let _ = timeout(TIME, listening).await;
+}
+
+/// A stream whose client has asked for this and nothing else.
+struct Asked<'a, S> {
+    rest: &'static [u8],
+    stream: &'a mut S,
+}
+
+impl<S> AsyncRead for Asked<'_, S>
+where
+    S: Unpin,
+{
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let (now, later) = self.rest.split_at(self.rest.len().min(buffer.remaining()));
+        if now.is_empty() {
+            // nobody waits: hyper is woken by what it writes
+            return Poll::Pending;
+        }
+        buffer.put_slice(now);
+        self.rest = later;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Asked<'_, S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_shutdown(cx)
+    }
+}
