@@ -56,7 +56,7 @@ pub enum Fault {
 pub enum Seen {
     /// Nothing: all were taken.
     All,
-    /// The bytes after a request that asks for another protocol: what they are depends on the answer.
+    /// The bytes after a request for another protocol, or CONNECT: what they are depends on the answer.
     Switch,
     /// The bytes after a request that wants to be the connection's last: they belong to nobody.
     Last,
@@ -78,6 +78,8 @@ pub struct Framing {
     state: State,
     /// Bytes of this head, or of these trailers.
     size: usize,
+    /// Heads that were whole.
+    requests: u32,
     fields: usize,
     target: Target,
     field: Field,
@@ -124,6 +126,7 @@ impl Framing {
             limits,
             state: State::Start { skipped: false },
             size: 0,
+            requests: 0,
             fields: 0,
             target: Target::default(),
             field: Field::default(),
@@ -158,6 +161,11 @@ impl Framing {
             self.state = self.after_message();
         }
         self.read(&[]).1
+    }
+
+    /// How many heads have been passed on to their ends, modulo 2^32.
+    pub fn requests(&self) -> u32 {
+        self.requests
     }
 
     pub fn place(&self) -> Place {
@@ -256,7 +264,9 @@ impl Framing {
         match bytes.get(length) {
             None => Ok(length),
             Some(b' ') if self.field.length() > 0 => {
-                self.target = Target::of(self.field.is(b"CONNECT"));
+                // what follows CONNECT is another protocol too
+                self.frame.switch = self.field.is(b"CONNECT");
+                self.target = Target::of(self.frame.switch);
                 self.state = State::Target;
                 self.count(1)?;
                 Ok(length + 1)
@@ -330,7 +340,9 @@ impl Framing {
         if self.frame.trailers {
             return Ok(self.after_message());
         }
-        if self.frame.chunked()? {
+        let chunked = self.frame.chunked()?;
+        self.requests = self.requests.wrapping_add(1);
+        if chunked {
             return Ok(State::Size(0, 0));
         }
         Ok(match self.frame.length() {

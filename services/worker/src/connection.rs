@@ -5,6 +5,7 @@ use crate::{
     accept::Accepted,
     conversation::Conversation,
     front::Front,
+    guarded::Guarded,
     limits::Limits,
     proxy_protocol,
     slots::Slot,
@@ -49,6 +50,8 @@ impl Front {
         let hop = self.edge.as_ref().map(|edge| edge.hop(peer));
         let conversation = Conversation::new(hop, slot);
         let socket = Socket::new(stream, Arc::clone(&conversation), self.times(), counted).with_read_ahead(read_ahead);
+        // a balancer has seen to it already
+        let socket = Guarded::new(socket, Arc::clone(&conversation), self.stands_alone());
         let service = service_fn(|request| Arc::clone(&self).answer(request, peer, Arc::clone(&conversation)));
         let mut builder = http1::Builder::new();
         // the socket keeps the time, with nothing to arm for each request

@@ -81,6 +81,11 @@ impl Conversation {
         self.is_awaiting()
     }
 
+    /// The task is woken when no request runs any more.
+    pub(crate) fn wake_reader(&self, cx: &Context<'_>) {
+        self.reader.register(cx.waker());
+    }
+
     pub(crate) fn is_awaiting(&self) -> bool {
         self.phase.load(Ordering::Acquire) == AWAITING
     }

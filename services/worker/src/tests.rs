@@ -197,6 +197,7 @@ mod balanced;
 mod control;
 mod deck;
 mod draining;
+mod framing;
 mod numbers;
 mod proxied;
 mod slow;
