@@ -362,15 +362,24 @@ async fn a_restarted_up_keeps_its_root() {
 }
 
 #[tokio::test]
-async fn a_hangup_is_passed_on_and_the_new_routes_are_served() {
+async fn a_hangup_and_moved_log_files_are_passed_on_and_the_new_routes_are_served() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("servery.toml");
-    std::fs::write(&file, "").unwrap();
+    let log = directory.path().join("access.log");
+    let first = format!("[balancer]\naccess_log = {log:?}\n");
+    std::fs::write(&file, &first).unwrap();
     let up = Up::start(&["--config", file.to_str().unwrap()]).await;
     let children = up.children("balancer");
     let client = up.client(Protocol::Http1).unwrap();
     assert_eq!(client.get("/moved").await.unwrap().status, 404);
-    std::fs::write(&file, "[[balancer.route]]\nprefix = \"/moved\"\nredirect = \"/whoami\"\n").unwrap();
+    std::fs::rename(&log, directory.path().join("access.log.1")).unwrap();
+    up.process.signal(Signal::USR1);
+    eventually("a new log file", SOON, async || {
+        anyhow::ensure!(log.exists(), "there is none");
+        Ok(())
+    })
+    .await;
+    std::fs::write(&file, first + "[[balancer.route]]\nprefix = \"/moved\"\nredirect = \"/whoami\"\n").unwrap();
     up.process.signal(Signal::HUP);
     eventually("the new route", SOON, async || {
         let status = client.get("/moved").await?.status;

@@ -104,7 +104,7 @@ async fn requests_are_shared_by_weight() {
     let cluster = in_front_of(&upstream, "", None).await;
     in_use(&cluster, 2).await;
     let client = client_of(&cluster);
-    let (mut one, all) = (0_u32, 2000);
+    let (mut one, all) = (0_u32, 4000);
     for _ in 0..all {
         let answer = client.get("/").await.unwrap();
         assert_eq!(answer.status, 200, "{}", answer.text());

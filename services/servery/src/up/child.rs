@@ -33,6 +33,8 @@ pub(super) struct Keeper {
     order: watch::Sender<Order>,
     /// How often it was told to read its configuration again, or what SIGHUP means to it.
     hangups: watch::Sender<u32>,
+    /// How often it was told to open its log files anew.
+    reopens: watch::Sender<u32>,
     /// How often it has ended by itself.
     ends: watch::Receiver<u32>,
     task: JoinHandle<()>,
@@ -43,9 +45,10 @@ impl Keeper {
     pub(super) fn spawn(member: Member) -> Self {
         let (order, orders) = watch::channel(Order::Run);
         let (hangups, heard) = watch::channel(0);
+        let (reopens, moved) = watch::channel(0);
         let (ended, ends) = watch::channel(0);
-        let task = tokio::spawn(keep(member.clone(), orders, heard, ended));
-        Self { member, order, hangups, ends, task }
+        let task = tokio::spawn(keep(member.clone(), orders, [heard, moved], ended));
+        Self { member, order, hangups, reopens, ends, task }
     }
 
     /// Returns once the child has ended by itself at least once.
@@ -69,6 +72,11 @@ impl Keeper {
         self.hangups.send_modify(|count| *count = count.wrapping_add(1));
     }
 
+    /// Passes SIGUSR1 on. A child that is about to be started opens its files anyway.
+    pub(super) fn reopen(&self) {
+        self.reopens.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
     /// Returns when the child is gone and will not come back; order a drain or a kill first.
     pub(super) async fn gone(&mut self) {
         // the task does not panic; if it did, its child was killed with it
@@ -85,7 +93,7 @@ impl Drop for Keeper {
 async fn keep(
     member: Member,
     mut orders: watch::Receiver<Order>,
-    mut hangups: watch::Receiver<u32>,
+    [mut hangups, mut reopens]: [watch::Receiver<u32>; 2],
     ends: watch::Sender<u32>,
 ) {
     let mut patience = Patience::default();
@@ -94,6 +102,7 @@ async fn keep(
         let end = match start(&member) {
             Ok(mut running) => {
                 hangups.mark_unchanged();
+                reopens.mark_unchanged();
                 let end = loop {
                     tokio::select! {
                         status = running.child.wait() => {
@@ -101,6 +110,7 @@ async fn keep(
                         }
                         _ = orders.wait_for(|order| *order > Order::Run) => break None,
                         Ok(()) = hangups.changed() => running.signal(Signal::HUP),
+                        Ok(()) = reopens.changed() => running.signal(Signal::USR1),
                     }
                 };
                 let Some(end) = end else { return stop(&member, running, orders).await };

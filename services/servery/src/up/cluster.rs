@@ -51,10 +51,19 @@ pub(super) async fn run(plan: &Plan, home: &Path) -> Result<(), ClusterError> {
     match &started {
         Ok(true) => {
             let _ = write!(io::stderr(), "{}", table::render(plan, home));
-            while signals.next().await == Asked::Reload {
-                say("SIGHUP: the balancer reads its configuration again, the nodes replace their workers");
-                // the authority has nothing to read again
-                keepers[1..].iter().for_each(Keeper::hang_up);
+            loop {
+                match signals.next().await {
+                    Asked::End => break,
+                    Asked::Reload => {
+                        say("SIGHUP: the balancer reads its configuration again, the nodes replace their workers");
+                        // the authority has nothing to read again
+                        keepers[1..].iter().for_each(Keeper::hang_up);
+                    }
+                    Asked::Reopen => {
+                        say("SIGUSR1: the balancer and the nodes open their log files anew");
+                        keepers[1..].iter().for_each(Keeper::reopen);
+                    }
+                }
             }
             say("draining; Ctrl-C again stops at once");
         }
@@ -159,12 +168,15 @@ enum Asked {
     End,
     /// SIGHUP while the terminal is there, or where there never was one.
     Reload,
+    /// SIGUSR1: log files were moved away.
+    Reopen,
 }
 
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
+    moved: Signal,
     /// This process was started at a terminal.
     at_terminal: bool,
 }
@@ -180,6 +192,7 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
+            moved: signal(SignalKind::user_defined1())?,
             at_terminal: has_terminal(),
         })
     }
@@ -188,6 +201,7 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => Asked::End,
             _ = self.terminate.recv() => Asked::End,
+            _ = self.moved.recv() => Asked::Reopen,
             _ = self.hangup.recv() => if self.at_terminal && !has_terminal() { Asked::End } else { Asked::Reload },
         }
     }
