@@ -300,12 +300,13 @@ pub async fn run(
     }
     let wanted =
         Wanted::read(&shared.config.load().routes).context("an upstream's certificate could never be verified")?;
+    // here until the drain is over: what still waits has somewhere to go
     let upstreams = Arc::new(Groups::new(Arc::clone(&shared.apps), discovery.clone()));
     upstreams.follow(wanted);
 
     let data = common.data.clone();
     let control = Control::new(Arc::clone(&shared), common.clone(), discovery, kept);
-    let reloader = control.reloader(common, reread, Arc::clone(&own), upstreams, &lifecycle);
+    let reloader = control.reloader(common, reread, Arc::clone(&own), Arc::clone(&upstreams), &lifecycle);
     let (stopping, given, open) = (control.stopping.clone(), CancellationToken::new(), CancellationToken::new());
     let (giver, readiness) = (control.giver(&lifecycle, &given), control.readiness.clone());
     let page = control.admin(telemetry, &lifecycle);

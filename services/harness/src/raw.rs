@@ -41,7 +41,12 @@ impl Raw {
     }
 
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) -> anyhow::Result<()> {
-        limited(async { Ok(self.stream.write_all(bytes.as_ref()).await?) }).await
+        limited(async {
+            self.stream.write_all(bytes.as_ref()).await?;
+            // TLS may have kept some of it where the socket, or the task's share of time, was full
+            Ok(self.stream.flush().await?)
+        })
+        .await
     }
 
     /// Reads on until what has come since the connection began contains `text`; returns all of it.

@@ -226,6 +226,39 @@ async fn a_reload_moves_an_application_to_other_servers_and_no_request_fails() {
 }
 
 #[tokio::test]
+async fn a_balancer_that_drains_serves_what_waits_for_an_upstream() {
+    let one = Application::start("one", SocketAddr::from(([127, 0, 0, 1], 0)));
+    let mut cluster = in_front_of(&[format!("http://{}", one.address)], "max_connections = 1", None).await;
+    in_use(&cluster, 1).await;
+    let waiting: Vec<_> = (0..2)
+        .map(|_| {
+            let client = client_of(&cluster);
+            tokio::spawn(async move { client.get("/held").await })
+        })
+        .collect();
+    let balancer = &mut cluster.balancers[0];
+    eventually("one at the server and one in the queue", SOON, async || {
+        let status = balancer.status().await?;
+        let shop = status["apps"].as_array().into_iter().flatten().find(|app| app["name"] == "upstream:shop").cloned();
+        let shop = shop.unwrap_or_default();
+        anyhow::ensure!(shop["queue_depth"] == 1 && shop["in_flight"] == 1, "{status}");
+        Ok(())
+    })
+    .await;
+    balancer.signal(Signal::TERM);
+    eventually("it to accept nothing more", SOON, async || {
+        let refused = tokio::net::TcpStream::connect(balancer.http()).await.is_err();
+        ensure(refused, || "it accepts".to_owned())
+    })
+    .await;
+    one.release.add_permits(2);
+    for answer in waiting {
+        assert_eq!(answer.await.unwrap().unwrap().text(), "one");
+    }
+    assert!(balancer.ended().await.success());
+}
+
+#[tokio::test]
 async fn pythons_own_web_server_can_be_moved_behind_the_balancer() {
     let (site, directory) = (Site::claim(), tempfile::tempdir().unwrap());
     std::fs::write(directory.path().join("page.txt"), "from python").unwrap();

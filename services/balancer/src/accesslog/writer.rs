@@ -14,10 +14,15 @@ use std::{
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
+    time::Duration,
 };
 
 /// Batches that wait for the writer; beyond that lines are lost. 8 MiB in all.
 const BATCHES: usize = 256;
+
+/// Somebody else may have made the pipe behind stdout non-blocking: how often, and for how long, a full one is waited for.
+const TRIES: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// The group may read it; log lines are nobody else's business.
 const MODE: u32 = 0o640;
@@ -171,12 +176,16 @@ impl Sheet {
 
     /// Everything, or how much of it.
     fn write(&mut self, bytes: &[u8]) -> Result<(), (io::Error, usize)> {
-        let mut written = 0;
+        let (mut written, mut tries) = (0, 0);
         while written < bytes.len() {
             match self.out.write(&bytes[written..]) {
                 Ok(0) => return Err((io::ErrorKind::WriteZero.into(), written)),
                 Ok(more) => written += more,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && tries < TRIES => {
+                    tries += 1;
+                    thread::sleep(PAUSE);
+                }
                 Err(error) => return Err((error, written)),
             }
         }
@@ -223,6 +232,24 @@ mod tests {
         assert_eq!(sheet.put(&batch("fff\n")), 1, "only that");
         assert_eq!(sheet.put(&batch("ggg\n")), 0);
         assert_eq!(String::from_utf8(disk.0.lock().unwrap().0.clone()).unwrap(), "aaa\nbbb\nggg\n");
+    }
+
+    #[test]
+    fn a_pipe_that_does_not_block_is_waited_for() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let writer = std::os::fd::OwnedFd::from(writer);
+        socket2::SockRef::from(&writer).set_nonblocking(true).unwrap();
+        let mut sheet = Sheet::new(Box::new(File::from(writer)));
+        // more than a pipe holds
+        let text = "0123456789abcde\n".repeat(64 * 1024);
+        let wanted = text.len();
+        let read = thread::spawn(move || {
+            let mut bytes = vec![0; wanted];
+            io::Read::read_exact(&mut reader, &mut bytes).unwrap();
+            bytes
+        });
+        assert_eq!(sheet.put(&batch(&text)), 0);
+        assert_eq!(read.join().unwrap(), text.as_bytes());
     }
 
     #[test]

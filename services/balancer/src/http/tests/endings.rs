@@ -174,3 +174,29 @@ async fn a_head_that_never_ends_is_closed() {
     let mut bytes = Vec::new();
     drop(soon(client.read_to_end(&mut bytes)).await);
 }
+
+#[tokio::test]
+async fn a_connection_of_a_balancer_that_was_taken_over_ends_with_its_next_answer() {
+    for taken_over in [false, true] {
+        let mut plane = Plane::start("drain = \"20s\"");
+        let worker = plane.worker().await;
+        let mut client = plane.client().await;
+        client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        let mut upstream = worker.accept().await;
+        upstream.head().await;
+        upstream.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+        assert!(!client.response().await.0.contains("connection: close"));
+        plane.shared.taken_over.store(taken_over, std::sync::atomic::Ordering::Relaxed);
+        plane.lifecycle.advance(chassis::lifecycle::Phase::Draining);
+        let cores = plane.take_cores();
+        if taken_over {
+            // it was on its way while nobody knew
+            client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+            upstream.head().await;
+            upstream.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+            assert!(client.response().await.0.contains("connection: close\r\n"));
+        }
+        assert_eq!(client.rest().await, "");
+        soon(cores.drained()).await.unwrap();
+    }
+}

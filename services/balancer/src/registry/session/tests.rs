@@ -429,3 +429,26 @@ fn the_certificate_alone_decides_who_may_speak() {
 }
 
 mod demand;
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_taken_over_keeps_its_workers_and_its_heir_knows_the_routes() {
+    let old = House::new();
+    let node = old.node("node-1", vec![worker(0, 1, 9000, 1)]).await;
+    let legacy = old.terms.directory.legacy();
+    old.terms.directory.freeze();
+    old.terms.stopping.cancel();
+    assert_eq!(node.ended().await, Some(Code::Unavailable));
+    assert_eq!(old.endpoints().len(), 1);
+    drop(permit(&old).await.unwrap());
+
+    let heir = House::new();
+    assert_eq!(heir.leads_to("/anything"), None);
+    heir.terms.directory.inherit(legacy.clone());
+    assert_eq!((heir.leads_to("/anything").as_deref(), heir.terms.directory.legacy()), (Some("demo"), legacy));
+    assert!(heir.endpoints().is_empty());
+    // what is inherited belongs to nobody who lives: another app's node may have it
+    let mut other = heir.open("node-2");
+    other.hello(hello("other", "/", vec![worker(0, 1, 9000, 1)])).await;
+    other.welcomed().await;
+    assert_eq!(heir.leads_to("/anything").as_deref(), Some("other"));
+}
