@@ -17,6 +17,8 @@ use target::Target;
 
 /// Longest method; the longest registered one has 17 bytes.
 const METHOD: usize = 32;
+/// The end of most request lines.
+const NEWEST: &[u8] = b"HTTP/1.1\r\n";
 /// Bytes of all trailer fields.
 const TRAILERS: usize = 8 * 1024;
 
@@ -200,6 +202,13 @@ impl Framing {
             State::StartLf => must(first == b'\n', State::Start { skipped: true }, Fault::Line)?,
             State::Method => return self.method(bytes),
             State::Target => return self.target(bytes),
+            // nearly always, and at once
+            State::Version(0) if bytes.starts_with(NEWEST) => {
+                self.count(NEWEST.len())?;
+                self.frame.http_11 = true;
+                self.state = State::Field;
+                return Ok(NEWEST.len());
+            }
             State::Version(at) => self.version(at, first)?,
             State::LineCr if first.is_ascii_digit() => return Err(Fault::Version),
             State::LineCr => must(first == b'\r', State::LineLf, Fault::Line)?,

@@ -42,7 +42,11 @@ impl Target {
 
     /// How many of these bytes belong to it.
     pub(super) fn take(&mut self, bytes: &[u8]) -> usize {
-        for (at, byte) in bytes.iter().enumerate() {
+        // most of it is path
+        let path =
+            if self.form == Form::Path { bytes.iter().position(|byte| !PATH[usize::from(*byte)]) } else { Some(0) };
+        let Some(path) = path else { return bytes.len() };
+        for (at, byte) in bytes.iter().enumerate().skip(path) {
             match self.after(*byte) {
                 Some(form) => self.form = form,
                 None => return at,
@@ -82,10 +86,20 @@ impl Target {
     }
 }
 
-fn in_path(byte: u8) -> bool {
+const PATH: [bool; 256] = {
+    let mut map = [false; 256];
+    let mut byte = 0_u8;
+    while byte < 128 {
+        map[byte as usize] = in_path(byte);
+        byte += 1;
+    }
+    map
+};
+
+const fn in_path(byte: u8) -> bool {
     (in_query(byte) && !matches!(byte, b'?' | b'`')) || byte == b'"'
 }
 
-fn in_query(byte: u8) -> bool {
+const fn in_query(byte: u8) -> bool {
     byte.is_ascii_graphic() && !matches!(byte, b'#' | b'<' | b'>' | b'"')
 }

@@ -2,15 +2,17 @@
 //! answer, and then the patience for a client that is still talking: who closes a socket with unread bytes in it resets the
 //! connection, and the client may lose the answer it has not read yet (RFC 9112, section 9.6). Bounded in time and bytes.
 
-use crate::body::Body;
-use http::Response;
+use crate::{body::Body, edge::Edge, fields, origin::Hop, record::Record, reject::Reject, strict::Left};
+use http::{Method, Response, Uri, Version};
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
+use proto::framing::Place;
 use std::{
     cell::RefCell,
     convert::Infallible,
     io,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -26,6 +28,35 @@ const BYTES: usize = 1024 * 1024;
 
 /// Asks hyper for the one answer there will be, instead of the client that did not manage to ask.
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: -\r\nconnection: close\r\n\r\n";
+
+/// The last words to a client, if there are any. Returns whether it was told why.
+pub(crate) async fn part<S>(edge: &Rc<Edge>, hop: &Hop, mut left: Left<S>, ended: &hyper::Result<()>) -> bool
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let late = left.place == Place::Head && left.flushed && ended.as_ref().is_err_and(hyper::Error::is_timeout);
+    let reject = left.fault.map(Reject::from).or_else(|| late.then_some(Reject::HeaderTimeout));
+    let Some(reject) = reject else {
+        // the answer came before the client had sent everything
+        if left.place == Place::Body && ended.is_ok() {
+            listen(&mut left.stream).await;
+        }
+        return false;
+    };
+    // nobody has read what it asked for
+    let method = Method::from_bytes(b"-").expect("a hyphen is a token");
+    let asked = (method, Uri::from_static("-"), Version::HTTP_11);
+    let style = edge.shared.config.load().access_log_style;
+    let mut record = Record::begin(edge, style, edge.request_id(), hop.peer, asked);
+    let id = record.id.to_str().expect("ids are made of visible characters");
+    let mut response = reject.response(id, record.version, Duration::ZERO);
+    response.headers_mut().insert(fields::X_REQUEST_ID, record.id.clone());
+    record.status = reject.status().as_u16();
+    record.reject = Some(reject);
+    response.body_mut().attach(record, false);
+    answer(&mut left.stream, response).await;
+    true
+}
 
 /// Sends an answer to a request that nobody could read, closes our side, and listens for a while.
 pub(crate) async fn answer<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, response: Response<Body>) {

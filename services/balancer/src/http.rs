@@ -22,12 +22,12 @@ use crate::{
     reject::Reject,
     route::Target,
     source::{BodyLimits, RequestSource},
-    strict::{Answering, Left, Strict, Turn},
+    strict::{Answering, Strict, Turn},
     trace::Trace,
     trailers,
     tunnel::{Tunnel, Wish},
 };
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::{
     body::Incoming,
     rt::Executor,
@@ -35,7 +35,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use proto::framing::{Limits, Place};
+use proto::framing::Limits;
 use std::{
     cell::Cell,
     convert::Infallible,
@@ -220,7 +220,7 @@ impl Server {
         }
         let left = remains.and_then(|remains| remains.take());
         let told = match left {
-            Some(left) => self.part(left, &hop, &ended).await,
+            Some(left) => farewell::part(&self.edge, &hop, left, &ended).await,
             None => false,
         };
         if let Err(error) = ended {
@@ -238,40 +238,6 @@ impl Server {
             tracing::debug!(%peer, %error, "a client's connection ended early");
         }
     }
-
-    /// The last words to a client whose HTTP/1.1 connection cannot go on. Returns whether it was told why.
-    async fn part<S>(&self, mut left: Left<S>, hop: &Hop, ended: &hyper::Result<()>) -> bool
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        let late = left.place == Place::Head && left.flushed && ended.as_ref().is_err_and(hyper::Error::is_timeout);
-        let reject = left.fault.map(Reject::from).or_else(|| late.then_some(Reject::HeaderTimeout));
-        let Some(reject) = reject else {
-            // the answer came before the client had sent everything
-            if left.place == Place::Body && ended.is_ok() {
-                farewell::listen(&mut left.stream).await;
-            }
-            return false;
-        };
-        let edge = &self.edge;
-        // nobody has read what it asked for
-        let asked = (unread_method(), Uri::from_static("-"), Version::HTTP_11);
-        let style = edge.shared.config.load().access_log_style;
-        let mut record = Record::begin(edge, style, edge.request_id(), hop.peer, asked);
-        let id = record.id.to_str().expect("ids are made of visible characters");
-        let mut response = reject.response(id, record.version, Duration::ZERO);
-        response.headers_mut().insert(fields::X_REQUEST_ID, record.id.clone());
-        record.status = reject.status().as_u16();
-        record.reject = Some(reject);
-        response.body_mut().attach(record, false);
-        farewell::answer(&mut left.stream, response).await;
-        true
-    }
-}
-
-/// Stands in the log for a method that nobody could read.
-fn unread_method() -> Method {
-    Method::from_bytes(b"-").expect("a hyphen is a token")
 }
 
 /// One request. Dropped when the client leaves: then everything it holds is given back, and the record says so.

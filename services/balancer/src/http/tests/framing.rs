@@ -237,3 +237,28 @@ async fn chunks_are_made_anew_without_their_extensions() {
     assert!(head.contains("content-length: 3\r\n") && !head.contains("transfer-encoding"), "{head}");
     assert_eq!(upstream.exactly(3).await, "abc");
 }
+
+#[tokio::test]
+async fn an_answer_that_is_still_on_its_way_is_not_cut_by_the_malformed_request_behind_it() {
+    // read ahead of the client, so that the worker is done long before
+    for slots in [1, 256] {
+        let plane = Plane::start("");
+        let worker = Worker::start().await;
+        plane.narrow_workers(&[(worker.address, slots)]);
+        let mut client = plane.client().await;
+        client.send(&format!("GET /first HTTP/1.1\r\nhost: a\r\n\r\nGET / HTTP/1.1\nhost: a\n\n{SMUGGLED}")).await;
+        let mut upstream = worker.accept().await;
+        upstream.head().await;
+        let body = "x".repeat(6 << 20);
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        // more than the kernel takes, before the client reads the first byte
+        let (_, rest) = tokio::join!(upstream.send(&answer), async {
+            tokio::task::yield_now().await;
+            client.rest().await
+        });
+        let (first, second) = rest.split_at(rest.rfind("HTTP/1.1 ").unwrap());
+        assert!(first.ends_with(&body), "{} bytes of it", first.len());
+        assert!(second.starts_with("HTTP/1.1 400 "), "{second}");
+        worker.expect_nobody().await;
+    }
+}
