@@ -31,7 +31,7 @@ pub(crate) struct Conversation {
     received_at: Mutex<Option<Instant>>,
     leaving: AtomicBool,
     reset: AtomicBool,
-    /// The socket's reader, while the times between two requests do not run.
+    /// The socket's reader.
     reader: AtomicWaker,
     /// For the first request.
     reserved: Mutex<Option<Slot>>,
@@ -72,16 +72,8 @@ impl Conversation {
         self.phase.load(Ordering::Acquire) == TUNNEL
     }
 
-    /// As [`Self::is_awaiting`]; where it is not so yet, the task is woken when it is: nothing else may move until then.
-    pub(crate) fn poll_awaiting(&self, cx: &Context<'_>) -> bool {
-        if !self.is_awaiting() {
-            self.reader.register(cx.waker());
-        }
-        // it may have become so meanwhile
-        self.is_awaiting()
-    }
-
-    /// The task is woken when no request runs any more.
+    /// The task is woken when no request runs any more: nothing else may move then, and a request may begin and end
+    /// without the socket being read in between. To be called before anything is asked, so that nothing is missed.
     pub(crate) fn wake_reader(&self, cx: &Context<'_>) {
         self.reader.register(cx.waker());
     }

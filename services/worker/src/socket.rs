@@ -97,7 +97,8 @@ impl Socket {
 
     /// `Ready` when the peer has been silent for too long: then the connection is at its end.
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.conversation.poll_awaiting(cx) {
+        self.conversation.wake_reader(cx);
+        if !self.conversation.is_awaiting() {
             return Poll::Pending;
         }
         let requests = self.conversation.requests();
