@@ -1,5 +1,7 @@
 use super::*;
+use crate::{dispatch::Priority, route::HostPattern};
 use chassis::config::{Layers, Problems};
+use std::sync::Arc;
 
 fn read(text: &str) -> (Config, Result<(), Problems>) {
     let layers = Layers::from_text("servery.toml", text, [], Vec::new());
