@@ -3,12 +3,11 @@
 //! it. Pure. Over HTTP/2 there are no key and no proof (RFC 8441, section 5): those are between us and the worker, so that
 //! nobody who only repeats what it is sent is taken for a WebSocket.
 
+use crate::fields;
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use hyper::ext::Protocol;
-
-use crate::fields;
 
 const NAME: &str = "websocket";
 /// What the proof is made of besides the key (RFC 6455, section 1.3).
