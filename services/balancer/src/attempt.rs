@@ -129,8 +129,8 @@ async fn exchange(
         return Err(Failed::malformed());
     }
     // nobody changes to another protocol unasked
-    let agreed = head.upgrade && response.headers().contains_key(header::UPGRADE);
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS && !agreed {
+    let agreed = || head.upgrade.as_ref().is_some_and(|asked| asked.is_agreed(response.headers()));
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS && !agreed() {
         return Err(Failed::malformed());
     }
     Ok((response, connection))

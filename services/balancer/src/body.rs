@@ -4,11 +4,18 @@
 use crate::{ahead::Ahead, record::Record, reject::Reject, relay::Relay};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use std::{
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 use thiserror::Error;
+use tokio::time::timeout;
+
+/// How much of a response is read that nobody gets, and for how long.
+const SPENT: usize = 64 * 1024;
+const SPENDING: Duration = Duration::from_millis(500);
 
 /// Ends a body before its end; the peer sees a connection that breaks or a stream that is reset.
 #[derive(Debug, Error)]
@@ -54,6 +61,21 @@ impl Body {
 
     pub(crate) fn ahead(ahead: Ahead) -> Self {
         Self { kind: Kind::Ahead(ahead), record: None }
+    }
+
+    /// Reads what nobody gets, so that the worker's slot and connection are free again; if that is a matter of a moment.
+    pub(crate) async fn spend(mut self) {
+        let reading = async {
+            let mut read = 0;
+            while let Some(Ok(frame)) = self.frame().await {
+                read += frame.data_ref().map_or(0, Bytes::len);
+                if read > SPENT {
+                    break;
+                }
+            }
+        };
+        // otherwise the worker sees at its connection that nobody wants the rest
+        let _ = timeout(SPENDING, reading).await;
     }
 
     /// The record ends with this body. `head_only`: the client gets no body at all (HEAD).

@@ -19,10 +19,10 @@ use crate::{
     retry::{Attempted, Failure, Verdict, is_idempotent},
     source::RequestSource,
     trailers,
-    tunnel::Agreed,
+    tunnel::{Agreed, Asked},
     upstream::Connection,
 };
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, Version, header};
+use http::{HeaderMap, Method, Response, StatusCode, Uri, Version, header};
 use hyper::body::Incoming;
 use std::{rc::Rc, sync::Arc};
 use tokio::time::Instant;
@@ -35,7 +35,7 @@ pub struct Head {
     pub uri: Uri,
     pub headers: HeaderMap,
     /// It asks for another protocol.
-    pub upgrade: bool,
+    pub(crate) upgrade: Option<Asked>,
     /// The client takes trailers.
     pub trailers: bool,
 }
@@ -43,14 +43,14 @@ pub struct Head {
 impl Head {
     /// Nobody knows what a request for another protocol has begun.
     pub(crate) fn is_idempotent(&self) -> bool {
-        is_idempotent(&self.method) && !self.upgrade
+        is_idempotent(&self.method) && self.upgrade.is_none()
     }
 }
 
 /// How a request was answered.
 pub(crate) enum Answer {
     Whole(Response<Body>),
-    /// With 101: the bytes that follow are no HTTP.
+    /// With 101, or 200 over HTTP/2: the bytes that follow are no HTTP.
     Switched(Response<Body>, Agreed),
 }
 
@@ -95,7 +95,7 @@ pub(crate) async fn forward(
                         body.forget_kept();
                     }
                     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                        return Ok(switch(response, connection, permit));
+                        return Ok(switch(response, connection, permit, head.upgrade.as_ref()));
                     }
                     return Ok(pass_on(edge, response, (connection, permit, body), few_slots, head.trailers).await);
                 }
@@ -165,16 +165,19 @@ impl Drop for Watch<'_> {
 }
 
 /// A tunnel is no request, so that it holds no slot.
-fn switch(mut response: Response<Incoming>, connection: Connection, mut permit: Permit) -> Answer {
+fn switch(
+    mut response: Response<Incoming>,
+    connection: Connection,
+    mut permit: Permit,
+    asked: Option<&Asked>,
+) -> Answer {
     permit.settle();
     drop(permit);
     let agreed = Agreed::new(&mut response, connection);
     let mut response = response.map(|_| Body::empty());
-    let protocol = response.headers_mut().remove(header::UPGRADE);
-    fields::clean_response(response.headers_mut());
-    let connection = HeaderValue::from_static("upgrade");
-    response.headers_mut().insert(header::CONNECTION, connection);
-    response.headers_mut().extend(protocol.map(|protocol| (header::UPGRADE, protocol)));
+    if let Some(asked) = asked {
+        asked.pass_on(&mut response);
+    }
     Answer::Switched(response, agreed)
 }
 

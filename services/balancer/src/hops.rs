@@ -4,20 +4,26 @@
 use crate::{
     body::Body,
     reject::{ALLOWED, Reject},
+    websocket,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, Version, header, request::Parts};
+use hyper::ext::Protocol;
 
 /// What is answered without asking an application: an OPTIONS request about the server as a whole, or one that has no more
-/// hops to go (RFC 9110, sections 9.3.7 and 7.6.2). CONNECT would make us a proxy for anything; TRACE would show a client
-/// what others have added to its request.
+/// hops to go (RFC 9110, sections 9.3.7 and 7.6.2). CONNECT would make us a proxy for anything, but where it opens a WebSocket
+/// over HTTP/2; TRACE would show a client what others have added to its request.
 pub fn ends_here(head: &mut Parts) -> Result<Option<Response<Body>>, Reject> {
     let general = head.uri.path() == "*";
     if head.method != Method::OPTIONS {
-        let refused = matches!(head.method, Method::CONNECT | Method::TRACE);
+        let refused = match head.method {
+            Method::TRACE => Some(Reject::MethodNotAllowed),
+            Method::CONNECT => refused(head.extensions.get()),
+            _ => None,
+        };
         return match (refused, general) {
-            (true, _) => Err(Reject::MethodNotAllowed),
-            (false, true) => Err(Reject::BadTarget),
-            (false, false) => Ok(None),
+            (Some(reject), _) => Err(reject),
+            (None, true) => Err(Reject::BadTarget),
+            (None, false) => Ok(None),
         };
     }
     let left = hops_left(&head.headers)?;
@@ -30,6 +36,14 @@ pub fn ends_here(head: &mut Parts) -> Result<Option<Response<Body>>, Reject> {
         head.headers.insert(header::MAX_FORWARDS, HeaderValue::from(left - 1));
     }
     Ok(None)
+}
+
+/// Why a CONNECT is not for us. Only one that came over HTTP/2 names a protocol (RFC 8441, section 4).
+fn refused(protocol: Option<&Protocol>) -> Option<Reject> {
+    match protocol {
+        None => Some(Reject::MethodNotAllowed),
+        Some(protocol) => (!websocket::is_named(protocol)).then_some(Reject::UnknownProtocol),
+    }
 }
 
 /// `Max-Forwards`, where there is one.
@@ -98,5 +112,20 @@ mod tests {
             assert_eq!(asked(method, target, &["0"]).1, Err(Reject::MethodNotAllowed));
         }
         assert_eq!(asked(Method::GET, "*", &[]).1, Err(Reject::BadTarget));
+    }
+
+    #[test]
+    fn connect_is_for_us_where_it_opens_a_websocket() {
+        let connect = |target: &str, protocol: &'static str| {
+            let request = Request::connect(target).extension(Protocol::from_static(protocol));
+            let (mut head, ()) = request.body(()).unwrap().into_parts();
+            ends_here(&mut head).map(|response| response.is_some())
+        };
+        assert_eq!(connect("https://a/ws", "websocket").ok(), Some(false));
+        assert_eq!(connect("https://a/ws", "WebSocket").ok(), Some(false));
+        for protocol in ["", "websocket2", "connect-udp", "websocket, h2c"] {
+            assert_eq!(connect("https://a/ws", protocol).err(), Some(Reject::UnknownProtocol), "{protocol}");
+        }
+        assert_eq!(connect("*", "websocket").err(), Some(Reject::BadTarget));
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     strict::{Answering, Strict, Turn},
     trace::Trace,
     trailers,
-    tunnel::{Tunnel, Wish},
+    tunnel::{Tunnel, Tunnels, Wish},
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::{
@@ -100,9 +100,6 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for LocalExecutor {
     }
 }
 
-/// What a connection becomes, and what the log will say of it.
-type Switched = (Tunnel, Box<Record>);
-
 /// The protocol the handshake agreed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -126,7 +123,8 @@ impl Server {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(SEND_BUFFER)
             .keep_alive_interval(PING)
-            .keep_alive_timeout(PING);
+            .keep_alive_timeout(PING)
+            .enable_connect_protocol();
         Self { edge: Rc::clone(edge), scheme, redirect_to, http1, http2 }
     }
 
@@ -152,8 +150,7 @@ impl Server {
         let served = Cell::new(0_usize);
         // HTTP/2 has had as many requests as it may
         let worn = Notify::new();
-        // what the connection becomes after its last request
-        let tunnel: Rc<Cell<Option<Switched>>> = Rc::default();
+        let tunnels: Rc<Tunnels> = Rc::default();
         let turn = Arc::<Turn>::default();
         let mut remains = None;
         let service = service_fn(|request| {
@@ -165,9 +162,9 @@ impl Server {
             }
             let answering = (protocol == Protocol::Http1).then(|| turn.begin());
             let (edge, hop) = (Rc::clone(&self.edge), Rc::clone(&hop));
-            let tunnel = Rc::clone(&tunnel);
+            let tunnels = Rc::clone(&tunnels);
             async move {
-                let mut response = handle(edge, &hop, redirect_to, request, answering, &tunnel).await;
+                let mut response = handle(edge, &hop, redirect_to, request, answering, &tunnels).await;
                 if last && protocol == Protocol::Http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                     // said, so that the client sends nothing more that would be lost
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -215,9 +212,7 @@ impl Server {
                 }
             }
         };
-        if let Some((tunnel, record)) = tunnel.take() {
-            tunnel.run(record).await;
-        }
+        tunnels.run().await;
         let left = remains.and_then(|remains| remains.take());
         let told = match left {
             Some(left) => farewell::part(&self.edge, &hop, left, &ended).await,
@@ -247,9 +242,9 @@ async fn handle(
     redirect_to: Option<u16>,
     mut request: Request<Incoming>,
     answering: Option<Answering>,
-    switched: &Cell<Option<Switched>>,
+    tunnels: &Tunnels,
 ) -> Response<Body> {
-    let wish = Wish::of(&mut request);
+    let wish = Wish::of(&mut request, &edge, tunnels);
     let (head, incoming) = request.into_parts();
     let config = edge.shared.config.load();
     let origin = hop.origin(&head.headers, &config.trusted_proxies);
@@ -291,7 +286,7 @@ async fn handle(
             if let Some(answering) = &record.answering {
                 answering.switch();
             }
-            switched.set(Some((tunnel, record)));
+            tunnels.begin(tunnel, record);
         }
         None => response.body_mut().attach(record, head_only),
     }
@@ -363,17 +358,25 @@ async fn answer(
     let client = record.trace.is_some();
     let trace = record.trace.get_or_insert_with(|| edge.trace());
     trace.pass_on(headers, edge.random(), client);
-    let wish = wish.map(|wish| wish.admit(&edge.shared)).transpose()?;
-    if let Some(wish) = &wish {
-        wish.ask(headers);
+    let (upgrade, admitted) = wish.map(|wish| wish.admit(&edge.shared)).transpose()?.unzip();
+    if let Some(asked) = &upgrade {
+        asked.ask(headers);
     } else if trailers {
         trailers::ask(headers);
     }
-    let head = Head { method: head.method, uri, headers: head.headers, upgrade: wish.is_some(), trailers };
-    match (forward(edge, app, route.class, &head, body, record).await?, wish) {
-        (Answer::Switched(response, agreed), Some(wish)) => Ok((response, Some(wish.begin(edge, app, agreed)))),
+    let connects = head.method == Method::CONNECT;
+    // what is asked so over HTTP/2 is a GET over HTTP/1.1
+    let method = if connects { Method::GET } else { head.method };
+    let head = Head { method, uri, headers: head.headers, upgrade, trailers };
+    match (forward(edge, app, route.class, &head, body, record).await?, admitted) {
+        (Answer::Switched(response, agreed), Some(admitted)) => Ok((response, Some(admitted.begin(edge, app, agreed)))),
         // not without having been asked
         (Answer::Switched(..), None) => Err(Reject::BadResponse),
+        // to CONNECT any 2xx says that the tunnel is there
+        (Answer::Whole(response), _) if connects && response.status().is_success() => {
+            response.into_body().spend().await;
+            Err(Reject::BadResponse)
+        }
         (Answer::Whole(response), _) => Ok((response, None)),
     }
 }

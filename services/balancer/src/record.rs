@@ -128,8 +128,8 @@ impl Drop for Record {
         let duration = self.start.elapsed();
         let metrics = self.app.as_ref().map_or(&self.edge.metrics.unrouted, |app| &app.metrics);
         metrics.count_request(status);
-        // how long a tunnel lives says nothing of how long requests take
-        if status != 101 {
+        // how long a tunnel lives says nothing of how long requests take; over HTTP/2 it is a CONNECT
+        if status != 101 && (status, &self.method) != (200, &Method::CONNECT) {
             metrics.duration.record(duration.as_secs_f64());
         }
         if self.app.is_some() {

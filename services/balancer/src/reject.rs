@@ -18,6 +18,8 @@ pub enum Reject {
     BadVersion,
     /// CONNECT and TRACE.
     MethodNotAllowed,
+    /// A CONNECT over HTTP/2 for something else than a WebSocket (RFC 8441).
+    UnknownProtocol,
     TargetTooLong,
     HeadTooLarge,
     /// The client did not send a head to its end.
@@ -84,11 +86,12 @@ impl From<Fault> for Reject {
 
 impl Reject {
     /// In the order of declaration, so that `ALL[reject as usize] == reject`.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::Malformed,
         Self::BadFraming,
         Self::BadVersion,
         Self::MethodNotAllowed,
+        Self::UnknownProtocol,
         Self::TargetTooLong,
         Self::HeadTooLarge,
         Self::HeaderTimeout,
@@ -125,6 +128,7 @@ impl Reject {
             Self::BadFraming => "bad_framing",
             Self::BadVersion => "bad_version",
             Self::MethodNotAllowed => "method_not_allowed",
+            Self::UnknownProtocol => "unknown_protocol",
             Self::TargetTooLong => "target_too_long",
             Self::HeadTooLarge => "header_too_large",
             Self::HeaderTimeout => "header_timeout",
@@ -162,6 +166,7 @@ impl Reject {
             }
             Self::BadVersion => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::UnknownProtocol => StatusCode::NOT_IMPLEMENTED,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::TooManyFields | Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -194,6 +199,7 @@ impl Reject {
             | Self::BadFraming
             | Self::BadVersion
             | Self::MethodNotAllowed
+            | Self::UnknownProtocol
             | Self::TargetTooLong
             | Self::HeadTooLarge
             | Self::HeaderTimeout
@@ -224,6 +230,7 @@ impl Reject {
             Self::BadFraming => "The request does not say plainly where it ends.",
             Self::BadVersion => "Only HTTP/1.1, HTTP/1.0 and HTTP/2 over TLS are spoken here.",
             Self::MethodNotAllowed => "This method is not allowed here.",
+            Self::UnknownProtocol => "This protocol is not spoken here.",
             Self::TargetTooLong => "The request line is longer than this server accepts.",
             Self::HeadTooLarge => "The request head is larger than this server accepts.",
             Self::HeaderTimeout => "The request head did not arrive in time.",
@@ -267,6 +274,7 @@ impl Reject {
             | Self::BadFraming
             | Self::BadVersion
             | Self::MethodNotAllowed
+            | Self::UnknownProtocol
             | Self::TargetTooLong
             | Self::HeadTooLarge
             | Self::HeaderTimeout

@@ -1,20 +1,35 @@
 //! Connections that stopped to be HTTP: WebSockets and whatever else a client and an application agree on (RFC 9110,
-//! section 7.8). In: a client's wish, and a worker's 101. Out: the bytes of both sides, and one log line at the end. A
-//! tunnel holds no permit; it is counted, and limited, by itself. It may be idle for as long as it likes, and ends with
+//! section 7.8), and streams of HTTP/2 that are a WebSocket (RFC 8441). In: a client's wish, and a worker's 101. Out: the
+//! bytes of both sides, and one log line at the end. A tunnel holds no permit; it is counted, and limited, by itself. It may be idle for as long as it likes, and ends with
 //! either side, or with the drain. Never a tunnel: a change to another HTTP or to TLS, because what is asked for in there
 //! would pass by every rule of ours.
 
+mod side;
+mod tunnels;
+
+pub(crate) use tunnels::Tunnels;
+
 use crate::{
-    Shared, app::App, edge::Edge, fields, metrics::Counted, patience::Patient, record::Record, reject::Reject,
+    Shared,
+    app::App,
+    edge::Edge,
+    fields,
+    metrics::Counted,
+    patience::Patient,
+    record::Record,
+    reject::Reject,
     upstream::Connection,
+    websocket::{self, Handshake},
 };
 use futures_util::future::{Either, select};
-use http::{HeaderMap, HeaderValue, Request, Response, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header};
 use hyper::{
     body::{Body as _, Incoming},
+    ext::Protocol,
     upgrade::OnUpgrade,
 };
 use hyper_util::rt::TokioIo;
+use side::Side;
 use std::{
     cell::{Cell, RefCell},
     io,
@@ -35,14 +50,25 @@ const HALF_CLOSED: Duration = Duration::from_secs(60);
 /// A client asks for another protocol.
 #[derive(Debug)]
 pub(crate) struct Wish {
-    protocols: HeaderValue,
+    asked: Asked,
     client: OnUpgrade,
+    /// Its connection has as many tunnels as it may.
+    crowded: bool,
+}
+
+/// What a worker is asked for.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    /// These protocols, by the client itself.
+    Protocols(HeaderValue),
+    /// By us, for a client of HTTP/2.
+    WebSocket(Handshake),
 }
 
 /// A wish that may come true.
 #[derive(Debug)]
 pub(crate) struct Admitted {
-    wish: Wish,
+    client: OnUpgrade,
     place: Place,
 }
 
@@ -86,30 +112,68 @@ impl Drop for Place {
 
 impl Wish {
     /// A request with a body is not one: the body would have to end before the tunnel can begin, and nobody does that.
-    pub(crate) fn of(request: &mut Request<Incoming>) -> Option<Self> {
-        if request.version() != Version::HTTP_11 || !request.body().is_end_stream() {
+    /// Over HTTP/2 it is an extended CONNECT, of which hyper takes none that has a length.
+    pub(crate) fn of(request: &mut Request<Incoming>, edge: &Edge, open: &Tunnels) -> Option<Self> {
+        let asked = if request.method() == Method::CONNECT {
+            request.extensions().get().filter(|protocol: &&Protocol| websocket::is_named(protocol))?;
+            let nonce = u128::from(edge.random()) << 64 | u128::from(edge.random());
+            Asked::WebSocket(Handshake::new(nonce))
+        } else if request.version() == Version::HTTP_11 && request.body().is_end_stream() {
+            Asked::Protocols(fields::upgrade(request.headers())?.clone())
+        } else {
             return None;
-        }
-        let protocols = fields::upgrade(request.headers())?.clone();
-        Some(Self { protocols, client: hyper::upgrade::on(request) })
+        };
+        Some(Self { asked, client: hyper::upgrade::on(request), crowded: open.are_full() })
     }
 
-    pub(crate) fn admit(self, shared: &Arc<Shared>) -> Result<Admitted, Reject> {
+    pub(crate) fn admit(self, shared: &Arc<Shared>) -> Result<(Asked, Admitted), Reject> {
+        if self.crowded {
+            return Err(Reject::TooManyTunnels);
+        }
         let place = Place::take(shared).ok_or(Reject::TooManyTunnels)?;
-        Ok(Admitted { wish: self, place })
+        Ok((self.asked, Admitted { client: self.client, place }))
+    }
+}
+
+impl Asked {
+    /// Tells the worker, after `clean_request`.
+    pub(crate) fn ask(&self, headers: &mut HeaderMap) {
+        match self {
+            Self::Protocols(protocols) => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+                headers.insert(header::UPGRADE, protocols.clone());
+            }
+            Self::WebSocket(handshake) => handshake.ask(headers),
+        }
+    }
+
+    /// Whether the fields of a 101 say so. What a client has asked for in its own words it checks by itself.
+    pub(crate) fn is_agreed(&self, headers: &HeaderMap) -> bool {
+        match self {
+            Self::Protocols(_) => headers.contains_key(header::UPGRADE),
+            Self::WebSocket(handshake) => handshake.is_agreed(headers),
+        }
+    }
+
+    /// Makes a 101 the client's.
+    pub(crate) fn pass_on<B>(&self, response: &mut Response<B>) {
+        let headers = response.headers_mut();
+        let protocol = headers.remove(header::UPGRADE);
+        fields::clean_response(headers);
+        match self {
+            Self::Protocols(_) => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+                headers.extend(protocol.map(|protocol| (header::UPGRADE, protocol)));
+            }
+            Self::WebSocket(_) => websocket::answer(response),
+        }
     }
 }
 
 impl Admitted {
-    /// Tells the worker, after `clean_request`.
-    pub(crate) fn ask(&self, headers: &mut HeaderMap) {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(header::UPGRADE, self.wish.protocols.clone());
-    }
-
     pub(crate) fn begin(self, edge: &Edge, app: &App, agreed: Agreed) -> Tunnel {
         Tunnel {
-            client: self.wish.client,
+            client: self.client,
             worker: agreed.worker,
             connection: agreed.connection,
             patience: edge.shared.config.load().body_timeout,
@@ -137,15 +201,27 @@ impl Tunnel {
             line.ends(Some(Reject::UpstreamReset));
             return;
         };
-        // our side of the client's connection has its patience since its first byte
-        let client = tokio::io::split(TokioIo::new(client));
+        // a client's connection has its patience since its first byte, but a stream has a window of its own
+        let stream = line.record.borrow().version >= Version::HTTP_2;
+        let client = tokio::io::split(Patient::new(Side::new(client, stream), self.patience));
         let worker = tokio::io::split(Patient::new(TokioIo::new(worker), self.patience));
-        let up = flow(client.0, worker.1, |bytes| line.record.borrow_mut().tunnelled += bytes);
+        let up = async {
+            let mut client = client.0;
+            flow(&mut client, worker.1, |bytes| line.record.borrow_mut().tunnelled += bytes).await?;
+            io::Result::Ok(client)
+        };
         let down = flow(worker.0, client.1, |bytes| line.record.borrow_mut().bytes_out += bytes);
         let (up, down) = (pin!(up), pin!(down));
         match select(up, down).await {
-            Either::Left((Ok(()), down)) => while_moving(down, || line.moved()).await,
+            Either::Left((Ok(client), down)) => {
+                tokio::select! {
+                    () = while_moving(down, || line.moved()) => {}
+                    () = side::reset(client) => {}
+                }
+            }
             Either::Right((Ok(()), up)) => while_moving(up, || line.moved()).await,
+            // the log says of one that we cut, wherever that is seen first
+            Either::Left((Err(_), _)) | Either::Right((Err(_), _)) if line.is_cut() => return,
             // whichever side broke: without it there is nobody to talk to
             Either::Left((Err(_), _)) | Either::Right((Err(_), _)) => {}
         }
@@ -165,6 +241,10 @@ impl Line {
         record.tunnelled + record.bytes_out
     }
 
+    fn is_cut(&self) -> bool {
+        self.record.borrow().edge.cutting.get()
+    }
+
     fn ends(&self, reject: Option<Reject>) {
         self.ended.set(true);
         self.record.borrow_mut().reject = reject;
@@ -180,7 +260,7 @@ impl Drop for Line {
 }
 
 /// The other direction has ended: this one may go on for as long as something moves.
-async fn while_moving(mut direction: impl Future<Output = io::Result<()>> + Unpin, moved: impl Fn() -> u64) {
+async fn while_moving<T>(mut direction: impl Future<Output = io::Result<T>> + Unpin, moved: impl Fn() -> u64) {
     let mut before = moved();
     while timeout(HALF_CLOSED, &mut direction).await.is_err() {
         let now = moved();

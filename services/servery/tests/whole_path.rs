@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use servery_harness::client::{self, Handshake, TlsVersion};
 use servery_harness::{Client, Cluster, Plan, Protocol, Raw, Role, eventually};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const SERVERY: &str = env!("CARGO_BIN_EXE_servery");
 
@@ -545,6 +547,36 @@ async fn a_websocket_goes_through_and_leaves_the_one_slot_to_others() {
     })
     .await;
     let of_it = |line: &Value| line["path"] == "/ws" && line["status"] == 101 && line["bytes_in"] == 27;
+    eventually("its line in the access log", SOON, async || {
+        let log = balancer.access_log();
+        anyhow::ensure!(log.iter().any(of_it), "{log:?}");
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_websocket_over_http2_reaches_an_application_that_knows_only_http1() {
+    let cluster = Plan::new(SERVERY).workers(1).with(Role::AppServer, "capacity = 1").start().await;
+    let balancer = &cluster.balancers[0];
+    let client = balancer.client(Protocol::Http2);
+    let mut request = client.request("CONNECT", "/ws", client::empty()).unwrap();
+    request.headers_mut().insert("sec-websocket-version", "13".parse().unwrap());
+    request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+    let response = client.open(request).await.unwrap().response;
+    assert_eq!(response.status(), 200);
+    let mut socket = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    for word in [b"one", b"two", b"six"] {
+        // a text frame whose mask is zero, and the same without one
+        socket.write_all(&[0x81, 0x80 | 3, 0, 0, 0, 0]).await.unwrap();
+        socket.write_all(word).await.unwrap();
+        let mut echo = [0; 5];
+        socket.read_exact(&mut echo).await.unwrap();
+        assert_eq!((&echo[..2], &echo[2..]), (&[0x81, 3][..], &word[..]));
+        assert_eq!(client.get("/hello").await.unwrap().status, 200, "the slot and the connection are for others too");
+    }
+    drop(socket);
+    let of_it = |line: &Value| line["path"] == "/ws" && line["method"] == "CONNECT" && line["bytes_in"] == 27;
     eventually("its line in the access log", SOON, async || {
         let log = balancer.access_log();
         anyhow::ensure!(log.iter().any(of_it), "{log:?}");

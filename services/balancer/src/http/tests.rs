@@ -41,3 +41,4 @@ mod slow;
 mod traces;
 mod trailers;
 mod tunnels;
+mod websockets;

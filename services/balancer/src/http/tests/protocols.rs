@@ -112,10 +112,10 @@ async fn a_new_certificate_is_for_the_next_handshake() {
 }
 
 /// Frames of HTTP/2, without dynamic tables: a client that says what no library would.
-struct RawHttp2(tokio_rustls::client::TlsStream<tokio::net::TcpStream>);
+pub(super) struct RawHttp2(pub(super) tokio_rustls::client::TlsStream<tokio::net::TcpStream>);
 
 impl RawHttp2 {
-    async fn connect(plane: &Plane) -> Self {
+    pub(super) async fn connect(plane: &Plane) -> Self {
         let mut stream = plane.tls(&[b"h2"]).await;
         let mut opening = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
         opening.extend(Self::frame(4, 0, 0, &[]));
@@ -123,7 +123,7 @@ impl RawHttp2 {
         Self(stream)
     }
 
-    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
         let mut frame = vec![length[1], length[2], length[3], kind, flags];
         frame.extend(stream.to_be_bytes());
@@ -132,7 +132,7 @@ impl RawHttp2 {
     }
 
     /// Literal fields without indexing.
-    fn fields(fields: &[(&str, &str)]) -> Vec<u8> {
+    pub(super) fn fields(fields: &[(&str, &str)]) -> Vec<u8> {
         let mut block = Vec::new();
         for (name, value) in fields {
             block.push(0);
@@ -145,7 +145,7 @@ impl RawHttp2 {
     }
 
     /// Sends a request on stream 1 and returns how it ended: the kind of the frame that says so.
-    async fn ask(&mut self, fields: &[(&str, &str)], body: Option<&str>) -> u8 {
+    pub(super) async fn ask(&mut self, fields: &[(&str, &str)], body: Option<&str>) -> u8 {
         let flags = if body.is_some() { 4 } else { 5 };
         let mut bytes = Self::frame(1, flags, 1, &Self::fields(fields));
         bytes.extend(body.map(|body| Self::frame(0, 1, 1, body.as_bytes())).unwrap_or_default());
