@@ -6,6 +6,7 @@ Needs nginx, slowhttptest, h2load, openssl, taskset and two cores. Loopback only
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import resource
@@ -33,6 +34,7 @@ def arguments():
     parser.add_argument("--seconds", type=int, default=8, choices=range(2, 11), metavar="2..10", help="of one attack")
     parser.add_argument("--quiet-seconds", type=int, default=4, help="before and after it")
     parser.add_argument("--rate", type=float, default=200, help="legitimate requests per second")
+    parser.add_argument("--samples", type=Path, help="a file for the samples and marks of the last attack, as JSON")
     parser.add_argument("--complaints", action="store_true", help="of the legitimate clients, to stderr")
     return parser.parse_args()
 
@@ -74,6 +76,7 @@ def words(counts):
     return ", ".join(f"{count / MB:.0f} MB" if name == "bytes" else f"{count:,} {name}" for name, count in counts.items() if count)
 
 
+# of what an attack counted, what the server did
 ENDS = ("ended by the server", "streams reset", "GOAWAY", "answers", "error")
 
 
@@ -99,6 +102,8 @@ def measure(name, order, directory, upstream, stalled):
         time.sleep(order.quiet_seconds)
         after = memory.now()
         samples, complaints = honest.samples()
+    if order.samples:
+        order.samples.write_text(json.dumps({"marks": marks, "samples": samples}))
     if order.complaints:
         print(*complaints[:20], sep="\n", file=sys.stderr)
 
