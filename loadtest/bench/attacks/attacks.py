@@ -20,7 +20,7 @@ LARGE = b"/1m"
 
 
 def slowhttptest(*flags, path="/small", connections=1000):
-    """The tool. Its connections are as many as we say, opened in the first seconds."""
+    """The tool. Its connections are as many as we say, opened in the first seconds. It says something every five seconds."""
 
     def run(address, until):
         seconds = max(1, int(until - time.monotonic()))

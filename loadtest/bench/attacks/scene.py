@@ -42,7 +42,7 @@ data = "{directory}/data"
 http = "{http}"
 https = "{https}"
 control = "127.0.0.1:0"
-admin = "{admin}"
+admin = "127.0.0.1:0"
 threads = 1
 {config}
 {certificate}
@@ -85,7 +85,7 @@ def balancer(binary, directory, upstream, stalled_at, tls, config):
     listen = servers.free_address()
     certificate = f'[[balancer.certificate]]\ncert = "{directory}/cert.pem"\nkey = "{directory}/key.pem"' if tls else ""
     file = directory / "servery.toml"
-    file.write_text(SERVERY.format(directory=directory, http="off" if tls else listen, https=listen if tls else "off", admin=servers.free_address(),
+    file.write_text(SERVERY.format(directory=directory, http="off" if tls else listen, https=listen if tls else "off",
                                    config=config, certificate=certificate, upstream=upstream, stalled=stalled_at))
     log = directory / "access.log"
     with servers.running(servers.PROXY_CORE, [*AHEAD, binary, "balancer", "--config", file], listen, log=log) as pid:
