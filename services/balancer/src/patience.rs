@@ -13,6 +13,10 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
+/// How many bytes a connection may bring before the others of its core have their turn: whoever reads it may go on for as
+/// long as there are some, and small HTTP/2 frames are many.
+const TURN: usize = 32 * 1024;
+
 /// Ends when one wait has lasted for its duration.
 #[derive(Debug)]
 pub struct Patience {
@@ -46,18 +50,21 @@ impl Patience {
     }
 }
 
-/// A client's connection that ends when the client does not take what it is sent, or does not send its first bytes.
+/// A client's connection that ends when the client does not take what it is sent, or does not send its first bytes; and
+/// that lets others have their turn.
 #[derive(Debug)]
 pub struct Patient<S> {
     stream: S,
     writing: Patience,
     /// The first bytes that must come in time, and the patience for them; hyper has no such limit for HTTP/2.
     opening: Option<(usize, Patience)>,
+    /// Bytes read in this turn.
+    turn: usize,
 }
 
 impl<S> Patient<S> {
     pub fn new(stream: S, writing: Duration) -> Self {
-        Self { stream, writing: Patience::new(writing), opening: None }
+        Self { stream, writing: Patience::new(writing), opening: None, turn: 0 }
     }
 
     /// The first `bytes` have to be here after `within`.
@@ -74,8 +81,14 @@ fn timed_out() -> io::Error {
 impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.turn >= TURN {
+            this.turn = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buffer.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
+        this.turn = if read.is_pending() { 0 } else { this.turn + buffer.filled().len() - before };
         if let Some((missing, patience)) = &mut this.opening {
             *missing = missing.saturating_sub(buffer.filled().len() - before);
             if *missing == 0 {
@@ -153,6 +166,21 @@ mod tests {
         assert_eq!(writing.await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
         let silent = start.elapsed() - 20 * SECOND;
         assert_eq!(silent, 5 * SECOND);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_always_has_something_to_say_lets_others_have_their_turn() {
+        let mut patient = Patient::new(tokio::io::join(tokio::io::repeat(1), tokio::io::sink()), SECOND);
+        let mut space = [0; 1000];
+        for _ in 0..3 {
+            let (mut turn, mut yielded) = (0, false);
+            while !yielded {
+                let read = futures_util::FutureExt::now_or_never(patient.read(&mut space));
+                yielded = read.is_none();
+                turn += read.map_or(0, |read| read.unwrap());
+            }
+            assert!((TURN..TURN + space.len()).contains(&turn), "{turn} bytes");
+        }
     }
 
     #[tokio::test(start_paused = true)]
