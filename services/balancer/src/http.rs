@@ -40,7 +40,6 @@ use std::{
     cell::Cell,
     convert::Infallible,
     future::Future,
-    pin::pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -164,7 +163,8 @@ impl Server {
             let (edge, hop) = (Rc::clone(&self.edge), Rc::clone(&hop));
             let tunnels = Rc::clone(&tunnels);
             async move {
-                let mut response = handle(edge, &hop, redirect_to, request, answering, &tunnels).await;
+                // not a part of the connection, which keeps room for one even while it is idle
+                let mut response = Box::pin(handle(edge, &hop, redirect_to, request, answering, &tunnels)).await;
                 if last && protocol == Protocol::Http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                     // said, so that the client sends nothing more that would be lost
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -179,7 +179,7 @@ impl Server {
                 // it came in just before the listener closed: answer its one request
                 http1.keep_alive(!draining.is_cancelled());
                 let connection = http1.serve_connection(TokioIo::new(stream), service);
-                let mut connection = pin!(connection.with_upgrades());
+                let mut connection = Box::pin(connection.with_upgrades());
                 tokio::select! {
                     biased;
                     ended = connection.as_mut() => ended,
@@ -195,7 +195,7 @@ impl Server {
             }
             Protocol::Http2 => {
                 let stream = stream.with_opening(PREFACE, config.header_timeout);
-                let mut connection = pin!(self.http2.serve_connection(TokioIo::new(stream), service));
+                let mut connection = Box::pin(self.http2.serve_connection(TokioIo::new(stream), service));
                 let over = async {
                     tokio::select! {
                         () = draining.cancelled() => {}
@@ -212,10 +212,10 @@ impl Server {
                 }
             }
         };
-        tunnels.run().await;
+        Box::pin(tunnels.run()).await;
         let left = remains.and_then(|remains| remains.take());
         let told = match left {
-            Some(left) => farewell::part(&self.edge, &hop, left, &ended).await,
+            Some(left) => Box::pin(farewell::part(&self.edge, &hop, left, &ended)).await,
             None => false,
         };
         if let Err(error) = ended {

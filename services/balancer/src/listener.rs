@@ -255,7 +255,8 @@ impl Listener {
         connections.shutdown().await;
     }
 
-    /// One connection from its first byte to its last.
+    /// One connection from its first byte to its last. Each stage of its life is boxed, here and below: a future is as large
+    /// as the largest of its stages, and most connections are idle in a small one.
     fn connection(
         &self,
         mut stream: TcpStream,
@@ -291,11 +292,11 @@ impl Listener {
             }
             let Some(acceptor) = tls else {
                 let _open = Counted::new(&gauges.open);
-                server.serve(stream, peer, Protocol::Http1, &draining).await;
+                Box::pin(server.serve(stream, peer, Protocol::Http1, &draining)).await;
                 return;
             };
             let shaking = Counted::new(&gauges.handshake);
-            let result = timeout_at(deadline, acceptor.accept(stream)).await;
+            let result = timeout_at(deadline, Box::pin(acceptor.accept(stream))).await;
             drop(shaking);
             let stream = match result {
                 Ok(Ok(stream)) => stream,
@@ -313,7 +314,7 @@ impl Listener {
             count_handshake("ok", session.protocol_version());
             let protocol = if session.alpn_protocol() == Some(b"h2") { Protocol::Http2 } else { Protocol::Http1 };
             let _open = Counted::new(&gauges.open);
-            server.serve(stream, peer, protocol, &draining).await;
+            Box::pin(server.serve(stream, peer, protocol, &draining)).await;
         }
     }
 }
