@@ -62,7 +62,8 @@ fn command() -> Command {
 async fn run(words: &ArgMatches) {
     let number = |name: &str| *words.get_one::<u64>(name).expect("it has a default");
     let order = Order {
-        servery: words.get_one::<PathBuf>("servery").expect("it is required").clone(),
+        // processes are started in directories of their own
+        servery: words.get_one::<PathBuf>("servery").expect("it is required").canonicalize().expect("a binary"),
         rounds: usize::try_from(number("rounds")).expect("a number of rounds"),
         seconds: Duration::from_secs(number("seconds")),
         seed: number("seed"),
