@@ -54,7 +54,10 @@ def charged(pid):
 
 
 def seconds_of(text):
-    number, unit = re.fullmatch(r"([\d.]+)(us|ms|s|m)", text).groups()
+    match = re.fullmatch(r"([\d.]+)(us|ms|s|m)", text)
+    if not match:
+        raise Bad(f"{text!r} is no time")
+    number, unit = match.groups()
     return float(number) * {"us": 1e-6, "ms": 1e-3, "s": 1, "m": 60}[unit]
 
 
@@ -67,8 +70,10 @@ def http1(pid, scheme, address, path, seconds):
     requests, lasted = re.search(r"(\d+) requests in ([\d.]+\w+),", said).groups()
     if "Non-2xx" in said or "Socket errors" in said:
         raise Bad(said)
-    p50, p99 = (seconds_of(re.search(rf"{percent}%\s+(\S+)", said)[1]) for percent in (50, 99))
     requests = int(requests)
+    if not requests:
+        raise Bad(said)
+    p50, p99 = (seconds_of(re.search(rf"\n\s+{percent}%\s+(\S+)", said)[1]) for percent in (50, 99))
     return Taken(requests, seconds_of(lasted), cost[0] / requests, cost[1] / requests, p50, p99)
 
 

@@ -165,6 +165,8 @@ def running(core, command, address, *, log, environment=None):
 def backend(directory, address):
     files = directory / "files"
     files.mkdir(exist_ok=True)
+    # the backend's workers may be another user's
+    directory.chmod(0o755)
     (files / "16k").write_bytes(b"x" * 16384)
     (files / "1m").write_bytes(b"x" * 1048576)
     config = directory / "backend.conf"
