@@ -25,7 +25,13 @@ fuzz_target!(|bytes: &[u8]| {
     let whole = read(bytes, bytes.len().max(1));
     for piece in [1, 2, 7] {
         let (taken, requests, seen) = read(bytes, piece);
-        assert_eq!((requests, seen), (whole.1, whole.2), "in pieces of {piece}");
+        // a head may be wrong in two ways, and which one is seen first is all the same
+        let broken = [seen, whole.2].iter().all(|seen| matches!(seen, Seen::Fault(_)));
+        assert!(
+            requests == whole.1 && (broken || seen == whole.2),
+            "in pieces of {piece}: {seen:?}, not {:?}",
+            whole.2
+        );
         // of a head that breaks, what came before its end may have been passed on
         assert!(taken == whole.0 || matches!(seen, Seen::Fault(_)), "in pieces of {piece}: {taken} of {}", whole.0);
     }
