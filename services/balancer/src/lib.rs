@@ -32,6 +32,7 @@ pub mod forward;
 pub mod hops;
 pub mod host;
 pub mod http;
+mod interim;
 pub mod levels;
 pub mod listener;
 pub mod metrics;
