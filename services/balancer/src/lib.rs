@@ -71,7 +71,7 @@ use chassis::{
     discovery::Discovery,
     lifecycle::{Commands, Lifecycle, Phase},
     listen::ListenAddr,
-    telemetry::PrometheusHandle,
+    telemetry::Metrics,
 };
 use config::RouteTarget;
 use control::{Control, Kept};
@@ -278,7 +278,7 @@ async fn inherit(config: &mut Config, data: &Path) -> anyhow::Result<Inheritance
 pub async fn run(
     mut config: Config,
     common: chassis::config::Shared,
-    telemetry: PrometheusHandle,
+    telemetry: Metrics,
     lifecycle: Lifecycle,
     commands: Commands,
     reread: Reread,
