@@ -156,7 +156,7 @@ fn contains(networks: &[IpNet], peer: Option<IpAddr>) -> bool {
 /// The port that the client asked for, as far as anybody has said it.
 fn port(headers: &HeaderMap) -> HeaderValue {
     let said = headers.get(X_FORWARDED_HOST).or_else(|| headers.get(header::HOST));
-    let said = said.and_then(|host| host.to_str().ok()).and_then(|host| host.parse::<http::uri::Authority>().ok());
+    let said = said.and_then(|host| host.to_str().ok()).and_then(|host| host.parse::<Authority>().ok());
     match said.and_then(|host| host.port_u16()) {
         Some(port) => HeaderValue::from(port),
         None if headers.get(X_FORWARDED_PROTO).is_some_and(|scheme| scheme == "https") => {
