@@ -6,6 +6,7 @@
 use super::{FIELDS, handle};
 use crate::{
     edge::Edge,
+    executor::LocalExecutor,
     farewell,
     origin::Hop,
     patience::Patient,
@@ -15,7 +16,6 @@ use crate::{
 };
 use http::{HeaderValue, StatusCode, header};
 use hyper::{
-    rt::Executor,
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -24,7 +24,6 @@ use proto::framing::Limits;
 use std::{
     cell::Cell,
     convert::Infallible,
-    future::Future,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -70,16 +69,6 @@ pub struct Server {
     redirect_to: Option<u16>,
     http1: http1::Builder,
     http2: http2::Builder<LocalExecutor>,
-}
-
-/// Puts HTTP/2's tasks on this core; they end with its runtime.
-#[derive(Clone, Copy, Debug)]
-struct LocalExecutor;
-
-impl<F: Future<Output = ()> + 'static> Executor<F> for LocalExecutor {
-    fn execute(&self, task: F) {
-        tokio::task::spawn_local(task);
-    }
 }
 
 /// The protocol the handshake agreed on.
