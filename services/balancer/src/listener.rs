@@ -27,8 +27,9 @@ use std::{
 use thiserror::Error;
 use tokio::{
     net::{TcpListener, TcpStream},
+    runtime::{Builder, LocalOptions},
     sync::{Semaphore, oneshot},
-    task::{JoinSet, LocalSet},
+    task::JoinSet,
     time::{Instant, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
@@ -52,7 +53,7 @@ pub enum StartError {
     Tls(#[from] rustls::Error),
     #[error("{0}")]
     Log(#[from] accesslog::OpenError),
-    #[error("no thread, runtime or socket for a core: {0}")]
+    #[error("no thread or socket for a core: {0}")]
     Core(#[from] io::Error),
 }
 
@@ -110,7 +111,6 @@ pub(crate) fn spawn_cores_logging_to(
     let (sink, writer) = log.unzip();
     let mut threads = Vec::with_capacity(sockets.len());
     for (number, sockets) in sockets.into_iter().enumerate() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let core = Core {
             shared: Arc::clone(shared),
             sockets,
@@ -123,7 +123,9 @@ pub(crate) fn spawn_cores_logging_to(
         let last_act = LastAct { lifecycle: lifecycle.clone(), _alive: alive };
         let thread = thread::Builder::new().name(format!("core-{number}")).spawn(move || {
             let _last_act = last_act;
-            runtime.block_on(LocalSet::new().run_until(core.run()))
+            // it never leaves this thread, so that waking one of its tasks is a push to a list
+            let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+            runtime.block_on(core.run())
         })?;
         threads.push((thread, ended));
     }
