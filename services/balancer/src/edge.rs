@@ -2,7 +2,14 @@
 //! has to finish. Nothing in here is shared with another core, so nothing in here is locked.
 
 use crate::{
-    Shared, accesslog::AccessLog, app::Permit, buffers::Buffers, metrics::EdgeMetrics, trace::Trace, upstream::Pool,
+    Shared,
+    accesslog::AccessLog,
+    app::Permit,
+    buffers::Buffers,
+    metrics::EdgeMetrics,
+    trace::{Trace, write_digits},
+    upstream::Pool,
+    values::Values,
 };
 use chassis::config::Fraction;
 use http::HeaderValue;
@@ -23,6 +30,7 @@ pub struct Edge {
     pub(crate) buffers: Rc<Buffers>,
     pub(crate) log: AccessLog,
     pub(crate) metrics: EdgeMetrics,
+    pub(crate) values: Values,
     rng: RefCell<SmallRng>,
     /// The drain is over: what ends from now on was ended by us.
     pub(crate) cutting: Cell<bool>,
@@ -38,6 +46,7 @@ impl Edge {
             shared,
             log,
             metrics: EdgeMetrics::register(),
+            values: Values::new(),
             cutting: Cell::new(false),
             rng: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
             tasks: TaskTracker::new(),
@@ -46,13 +55,9 @@ impl Edge {
 
     /// 128 random bits in hexadecimal. Not secret: it only has to be met once.
     pub(crate) fn request_id(&self) -> HeaderValue {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let number: u128 = self.rng.borrow_mut().random();
         let mut text = [0; 32];
-        for (at, digit) in text.iter_mut().enumerate() {
-            *digit = DIGITS[(number >> (4 * at)) as usize & 15];
-        }
-        HeaderValue::from_bytes(&text).expect("hexadecimal digits are a field value")
+        write_digits(&mut text, self.rng.borrow_mut().random());
+        self.values.make(&text)
     }
 
     /// A trace that begins with this request.

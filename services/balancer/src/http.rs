@@ -162,7 +162,7 @@ async fn answer(
     headers.insert(fields::X_REQUEST_ID, record.id.clone());
     let client = record.trace.is_some();
     let trace = record.trace.get_or_insert_with(|| edge.trace());
-    trace.pass_on(headers, edge.random(), client);
+    trace.pass_on(headers, &edge.values, edge.random(), client);
     let (upgrade, admitted) = wish.map(|wish| wish.admit(&edge.shared)).transpose()?.unzip();
     if let Some(asked) = &upgrade {
         asked.ask(headers);

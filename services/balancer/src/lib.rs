@@ -59,6 +59,7 @@ pub mod trace;
 pub mod trailers;
 mod tunnel;
 pub mod upstream;
+mod values;
 mod websocket;
 
 pub use config::Config;
