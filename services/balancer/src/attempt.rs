@@ -52,7 +52,7 @@ pub(crate) async fn attempt(
     head: &Head,
     body: Option<&Rc<RequestSource>>,
     client: Option<&Answering>,
-) -> Result<(Response<Incoming>, Connection), Failed> {
+) -> Result<(Response<Incoming>, Box<Connection>), Failed> {
     let result = exchange(edge, permit, begun, head, body, client).await;
     match &result {
         Ok(_) => permit.judge(Ended::Answered(begun.elapsed())),
@@ -73,7 +73,7 @@ async fn exchange(
     head: &Head,
     body: Option<&Rc<RequestSource>>,
     client: Option<&Answering>,
-) -> Result<(Response<Incoming>, Connection), Failed> {
+) -> Result<(Response<Incoming>, Box<Connection>), Failed> {
     let endpoint = permit.endpoint();
     if head.upgrade.is_some() && endpoint.node.speaks_http2() {
         return Err(Failed::not_spoken());
@@ -157,7 +157,7 @@ async fn exchange(
 }
 
 /// Nothing has been sent, so that a lost node is left whatever the request is.
-async fn dial(edge: &Edge, endpoint: &Arc<Endpoint>) -> Result<Connection, Failed> {
+async fn dial(edge: &Edge, endpoint: &Arc<Endpoint>) -> Result<Box<Connection>, Failed> {
     let mut dialled = pin!(edge.pool.dial(endpoint));
     loop {
         if let Ok(dialled) = timeout(GLANCE, &mut dialled).await {

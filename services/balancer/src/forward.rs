@@ -167,7 +167,7 @@ impl Drop for Watch<'_> {
 /// A tunnel is no request, so that it holds no slot.
 fn switch(
     mut response: Response<Incoming>,
-    connection: Connection,
+    connection: Box<Connection>,
     mut permit: Permit,
     asked: Option<&Asked>,
 ) -> Answer {
@@ -184,7 +184,7 @@ fn switch(
 async fn pass_on(
     edge: &Rc<Edge>,
     response: Response<Incoming>,
-    (connection, permit, request): (Connection, Permit, Option<Rc<RequestSource>>),
+    (connection, permit, request): (Box<Connection>, Permit, Option<Rc<RequestSource>>),
     few_slots: bool,
     trailers: bool,
 ) -> Answer {
