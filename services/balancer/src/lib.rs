@@ -7,6 +7,7 @@
 
 pub mod accesslog;
 mod ahead;
+mod alarm;
 pub mod app;
 mod attempt;
 #[cfg(test)]

@@ -9,6 +9,7 @@ pub(crate) use streams::{Ending, ending};
 
 use crate::{
     Shared,
+    alarm::Alarm,
     endpoint::{Endpoint, Server},
     foreign::Secured,
     reject::Reject,
@@ -49,6 +50,8 @@ pub struct Connection {
     /// It has served a request before.
     pub(crate) reused: bool,
     idle_since: Instant,
+    /// For whoever waits for an answer.
+    pub(crate) alarm: Alarm,
 }
 
 #[derive(Debug)]
@@ -64,7 +67,8 @@ impl Connection {
     fn of(stream: Stream, endpoint: &Arc<Endpoint>, now: Instant) -> Box<Self> {
         let (number, name, reused) = (stream.number(), stream.name(), stream.is_proven());
         let (carrier, endpoint) = (Carrier::Stream(stream), Arc::clone(endpoint));
-        Box::new(Self { carrier, number, name, endpoint, reused, idle_since: now })
+        let alarm = Alarm::default();
+        Box::new(Self { carrier, number, name, endpoint, reused, idle_since: now, alarm })
     }
 
     /// The one request that there is room for now. The error has it still where nothing of it was sent.
@@ -214,7 +218,8 @@ impl Pool {
         let number = self.shared.number_connection();
         let name = name(number);
         let carrier = Carrier::Whole { sender, task };
-        Ok(Box::new(Connection { carrier, number, name, endpoint, reused: false, idle_since: Instant::now() }))
+        let (idle_since, alarm) = (Instant::now(), Alarm::default());
+        Ok(Box::new(Connection { carrier, number, name, endpoint, reused: false, idle_since, alarm }))
     }
 
     /// Closes what is too old, closed by the worker, or belongs to an endpoint that is gone.

@@ -5,6 +5,7 @@
 
 use super::{FIELDS, handle};
 use crate::{
+    alarm::HeadTimer,
     edge::Edge,
     executor::LocalExecutor,
     farewell,
@@ -82,7 +83,7 @@ impl Server {
     /// `redirect_to`: the bound port of HTTPS, for the plain listener beside it.
     pub fn new(edge: &Rc<Edge>, scheme: &'static str, redirect_to: Option<u16>) -> Self {
         let mut http1 = http1::Builder::new();
-        http1.timer(TokioTimer::new()).max_header_size(HEAD).max_buf_size(BUFFER);
+        http1.max_header_size(HEAD).max_buf_size(BUFFER);
         let mut http2 = http2::Builder::new(LocalExecutor);
         http2
             .timer(TokioTimer::new())
@@ -116,7 +117,7 @@ impl Server {
         let hop = Rc::new(Hop::new(peer, self.scheme, &config.trusted_proxies));
         let redirect_to = self.redirect_to.map(|port| config.public_https_port.unwrap_or(port));
         let mut http1 = self.http1.clone();
-        http1.header_read_timeout(config.header_timeout);
+        http1.timer(HeadTimer::default()).header_read_timeout(config.header_timeout);
         let any = Cell::new(false);
         let served = Cell::new(0_usize);
         // HTTP/2 has had as many requests as it may
