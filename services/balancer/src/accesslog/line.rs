@@ -3,7 +3,7 @@
 
 use super::settings::{Format, Style};
 use http::{HeaderValue, Method, Uri, Version};
-use proto::access_line::{Millis, optional, text};
+use proto::access_line::{address, millis, number, optional, text, thousandths};
 use std::{
     io::Write,
     net::IpAddr,
@@ -73,18 +73,24 @@ impl Line<'_> {
         clock.set(now);
         match style.format {
             Format::Json => {
-                let millis = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().subsec_millis();
-                self.write_json(out, style.query, &clock.iso, millis);
+                let millisecond = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().subsec_millis();
+                self.write_json(out, style.query, &clock.iso, millisecond);
             }
             Format::Combined => self.write_combined(out, style.query, &clock.common),
         }
     }
 
-    fn write_json(&self, out: &mut Vec<u8>, query: bool, second: &str, millis: u32) {
-        // writing to a vector does not fail
-        let _ = write!(out, "{{\"ts\":\"{second}.{millis:03}Z\",\"request_id\":");
+    fn write_json(&self, out: &mut Vec<u8>, query: bool, second: &str, millisecond: u32) {
+        out.reserve(TEXT);
+        out.extend_from_slice(b"{\"ts\":\"");
+        out.extend_from_slice(second.as_bytes());
+        out.push(b'.');
+        thousandths(out, millisecond);
+        out.extend_from_slice(b"Z\",\"request_id\":");
         text(out, self.request_id.as_bytes());
-        let _ = write!(out, ",\"client_ip\":\"{}\",\"method\":", self.client_ip);
+        out.extend_from_slice(b",\"client_ip\":\"");
+        address(out, self.client_ip);
+        out.extend_from_slice(b"\",\"method\":");
         text(out, self.method.as_str().as_bytes());
         out.extend_from_slice(b",\"host\":");
         optional(out, self.host.map(HeaderValue::as_bytes));
@@ -94,27 +100,33 @@ impl Line<'_> {
             out.extend_from_slice(b",\"query\":");
             optional(out, self.uri.query().map(str::as_bytes));
         }
-        let proto = match self.version {
-            Version::HTTP_2 => "HTTP/2",
-            Version::HTTP_10 => "HTTP/1.0",
-            _ => "HTTP/1.1",
+        let proto: &[u8] = match self.version {
+            Version::HTTP_2 => b"HTTP/2",
+            Version::HTTP_10 => b"HTTP/1.0",
+            _ => b"HTTP/1.1",
         };
-        let _ = write!(
-            out,
-            ",\"proto\":\"{proto}\",\"status\":{},\"bytes_in\":{},\"bytes_out\":{},\"duration_ms\":{},\"queue_ms\":{},\"attempts\":{},\"app\":",
-            self.status,
-            self.bytes_in,
-            self.bytes_out,
-            Millis(self.duration),
-            Millis(self.queue),
-            self.attempts,
-        );
+        out.extend_from_slice(b",\"proto\":\"");
+        out.extend_from_slice(proto);
+        out.extend_from_slice(b"\",\"status\":");
+        number(out, self.status);
+        out.extend_from_slice(b",\"bytes_in\":");
+        number(out, self.bytes_in);
+        out.extend_from_slice(b",\"bytes_out\":");
+        number(out, self.bytes_out);
+        out.extend_from_slice(b",\"duration_ms\":");
+        millis(out, self.duration);
+        out.extend_from_slice(b",\"queue_ms\":");
+        millis(out, self.queue);
+        out.extend_from_slice(b",\"attempts\":");
+        number(out, self.attempts);
+        out.extend_from_slice(b",\"app\":");
         optional(out, self.app.map(str::as_bytes));
         out.extend_from_slice(b",\"node\":");
         optional(out, self.node.map(str::as_bytes));
+        out.extend_from_slice(b",\"worker\":");
         match self.worker {
-            Some(worker) => _ = write!(out, ",\"worker\":{worker}"),
-            None => out.extend_from_slice(b",\"worker\":null"),
+            Some(worker) => number(out, worker),
+            None => out.extend_from_slice(b"null"),
         }
         out.extend_from_slice(b",\"why\":");
         optional(out, self.why.map(str::as_bytes));
