@@ -85,7 +85,9 @@ pub fn clean_response(headers: &mut HeaderMap) {
 fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
     let mut doomed: Vec<HeaderName> = Vec::new();
     if headers.contains_key(header::CONNECTION) {
-        for value in headers.get_all(header::CONNECTION) {
+        // the usual word is the name of a field that ends here anyhow
+        let named = headers.get_all(header::CONNECTION).iter();
+        for value in named.filter(|value| !value.as_bytes().eq_ignore_ascii_case(b"keep-alive")) {
             let names = words(value).filter_map(|name| HeaderName::from_bytes(name).ok());
             doomed.extend(names.filter(|name| !NOT_TO_BE_NAMED.contains(&name.as_str())));
         }
