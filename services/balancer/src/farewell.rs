@@ -2,8 +2,8 @@
 //! answer, and then the patience for a client that is still talking: who closes a socket with unread bytes in it resets the
 //! connection, and the client may lose the answer it has not read yet (RFC 9112, section 9.6). Bounded in time and bytes.
 
-use crate::{body::Body, edge::Edge, fields, origin::Hop, record::Record, reject::Reject, strict::Left};
-use http::{Method, Response, Uri, Version};
+use crate::{body::Body, edge::Edge, fields, origin::Hop, record::Record, reject::Reject, strict::Left, words::Words};
+use http::{Method, Response, Version};
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use proto::framing::Place;
@@ -45,7 +45,7 @@ where
     };
     // nobody has read what it asked for
     let method = Method::from_bytes(b"-").expect("a hyphen is a token");
-    let asked = (method, Uri::from_static("-"), Version::HTTP_11);
+    let asked = (method, Words::default(), Version::HTTP_11);
     let style = edge.shared.config.load().access_log_style;
     let mut record = Record::begin(edge, style, edge.request_id(), hop.peer, asked);
     let id = record.id.to_str().expect("ids are made of visible characters");

@@ -44,7 +44,7 @@ const FRAME: Limits = Limits { line: LINE, head: HEAD, fields: FIELDS };
 /// Bytes that are buffered of a body that is not read yet.
 const BUFFER: usize = 64 * 1024;
 /// Bytes of an HTTP/2 head, counted as RFC 9113 section 6.5.2 does: 32 per field on top.
-const HEADER_LIST: u32 = 32 * 1024;
+const HEADER_LIST: u32 = 16 * 1024;
 /// Requests in flight on one HTTP/2 connection.
 const STREAMS: u32 = 128;
 /// Streams that were reset before we saw them (Rapid Reset, CVE-2023-44487), ...
@@ -55,7 +55,7 @@ const RESETS_OURS: usize = 256;
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// How much of a response is buffered per HTTP/2 stream.
-const SEND_BUFFER: usize = 64 * 1024;
+const SEND_BUFFER: usize = 32 * 1024;
 /// An HTTP/2 client is asked this often whether it is there, and has as long to answer.
 const PING: Duration = Duration::from_secs(20);
 /// The preface that opens an HTTP/2 connection.
