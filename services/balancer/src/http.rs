@@ -5,6 +5,7 @@
 mod connection;
 mod target;
 
+pub(crate) use connection::Ended;
 pub use connection::{Protocol, Server};
 
 use crate::{
@@ -43,7 +44,7 @@ async fn handle(
     hop: &Hop,
     redirect_to: Option<u16>,
     mut request: Request<Incoming>,
-    answering: Option<Answering>,
+    answering: Answering,
     tunnels: &Tunnels,
 ) -> Response<Body> {
     let wish = Wish::of(&mut request, &edge, tunnels);
@@ -58,7 +59,7 @@ async fn handle(
     let asked = (head.method.clone(), Words::of(&head, style), head.version);
     let mut record = Record::begin(&edge, style, id, origin.client, asked);
     record.trace = Trace::of(&head.headers);
-    record.answering = answering;
+    record.answering = Some(answering);
     let answered = answer(&edge, (hop, &origin), redirect_to, (head, incoming), wish, &mut record).await;
     let (mut response, tunnel) = match answered {
         Ok(answered) => answered,

@@ -6,7 +6,7 @@
 //! serves the connection gets the stream back and answers. A body that breaks is an error to whoever reads it. Once another
 //! protocol is agreed on, bytes are just bytes.
 //!
-//! It costs one pass over each head, no allocation and no copy, and per request two stores and one reference count. Only
+//! It costs one pass over each head, no allocation and no copy, and per request some stores and one reference count. Only
 //! what comes between a wish for another protocol and its answer is copied.
 
 use proto::framing::{Fault, Framing, Limits, Place, Seen};
@@ -15,7 +15,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     task::{Context, Poll, Waker, ready},
 };
@@ -24,14 +24,30 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Bytes behind the last request that are read to see the client leave while it is answered.
 const BEHIND: usize = 64 * 1024;
 
-/// What the requests of a connection tell its stream. hyper wants streams that could go to another thread; this one never
-/// does.
+/// What the requests of a connection, its stream and whoever serves it tell each other. hyper wants streams that could go
+/// to another thread; this one never does.
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
-    /// A request is being answered.
-    busy: AtomicBool,
+    /// Requests that are being answered; of HTTP/1.1 one at a time.
+    answering: AtomicU32,
+    /// How many there have been.
+    begun: AtomicU32,
     /// The bytes are no HTTP any more.
     switched: AtomicBool,
+    /// Every answer is on its way, and nothing but more of this makes it go on.
+    between: AtomicBool,
+    within: AtomicBool,
+}
+
+/// What a connection waits for from its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Nothing, or what others have their patience for.
+    Nothing,
+    /// The first byte of a request.
+    Request,
+    /// The rest of a head.
+    Head,
 }
 
 /// A request that is being answered.
@@ -41,12 +57,31 @@ pub(crate) struct Answering(Arc<Turn>);
 impl Turn {
     /// To be called before the request's future: hyper reads on before it polls that.
     pub(crate) fn begin(self: &Arc<Self>) -> Answering {
-        self.busy.store(true, Ordering::Relaxed);
+        self.answering.fetch_add(1, Ordering::Relaxed);
+        self.begun.fetch_add(1, Ordering::Relaxed);
         Answering(Arc::clone(self))
     }
 
-    fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Relaxed)
+    pub(crate) fn is_busy(&self) -> bool {
+        self.answering.load(Ordering::Relaxed) > 0
+    }
+
+    /// Requests so far; goes round.
+    pub(crate) fn begun(&self) -> u32 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Of HTTP/1.1.
+    pub(crate) fn wait(&self) -> Wait {
+        if self.is_busy() {
+            Wait::Nothing
+        } else if self.between.load(Ordering::Relaxed) {
+            Wait::Request
+        } else if self.within.load(Ordering::Relaxed) {
+            Wait::Head
+        } else {
+            Wait::Nothing
+        }
     }
 }
 
@@ -59,7 +94,7 @@ impl Answering {
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.busy.store(false, Ordering::Relaxed);
+        self.0.answering.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -71,8 +106,6 @@ pub(crate) struct Left<S> {
     pub(crate) place: Place,
     /// Why the connection ended, and nobody has told the client.
     pub(crate) fault: Option<Fault>,
-    /// Every answer so far is on its way.
-    pub(crate) flushed: bool,
 }
 
 /// Where the stream is found after hyper has dropped it.
@@ -127,6 +160,7 @@ impl<S> Strict<S> {
             waits: None,
             remains: Arc::clone(&remains),
         };
+        strict.tell();
         (strict, Remains(remains))
     }
 }
@@ -138,17 +172,32 @@ impl<S> Drop for Strict<S> {
             Seen::Fault(fault) if self.told => Some(fault),
             Seen::All | Seen::Switch | Seen::Last | Seen::Fault(_) => None,
         };
-        // who has said all and heard all, or has left, is left alone
-        if fault.is_none() && (self.ended || place == Place::Between) {
+        // who has left is left alone
+        if fault.is_none() && self.ended {
             return;
         }
-        let left = self.stream.take().map(|stream| Left { stream, place, fault, flushed: self.flushed });
+        let left = self.stream.take().map(|stream| Left { stream, place, fault });
         *self.remains.lock().unwrap_or_else(PoisonError::into_inner) = left;
     }
 }
 
 fn stream<S: Unpin>(stream: &mut Option<S>) -> Pin<&mut S> {
     Pin::new(stream.as_mut().expect("taken only when dropped"))
+}
+
+impl<S> Strict<S> {
+    /// Something was written.
+    fn unflushed(&mut self) {
+        self.flushed = false;
+        self.tell();
+    }
+
+    /// Tells whoever serves the connection.
+    fn tell(&self) {
+        let place = (self.flushed && self.seen == Seen::All).then(|| self.framing.place());
+        self.turn.between.store(place == Some(Place::Between), Ordering::Relaxed);
+        self.turn.within.store(place == Some(Place::Head), Ordering::Relaxed);
+    }
 }
 
 impl<S: AsyncRead + Unpin> Strict<S> {
@@ -183,6 +232,7 @@ impl<S: AsyncRead + Unpin> Strict<S> {
             drop(self.behind.splice(..0, rest));
         }
         self.seen = seen;
+        self.tell();
         buffer.set_filled(before + taken);
         Poll::Ready(Ok(taken))
     }
@@ -265,7 +315,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strict<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.flushed = false;
+        this.unflushed();
         stream(&mut this.stream).poll_write(cx, bytes)
     }
 
@@ -275,7 +325,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.flushed = false;
+        this.unflushed();
         stream(&mut this.stream).poll_write_vectored(cx, slices)
     }
 
@@ -289,6 +339,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
         let this = self.get_mut();
         ready!(stream(&mut this.stream).poll_flush(cx))?;
         this.flushed = true;
+        this.tell();
         if !this.turn.is_busy()
             && let Some(waits) = this.waits.take()
         {

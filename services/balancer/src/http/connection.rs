@@ -5,16 +5,20 @@
 
 use super::{FIELDS, handle};
 use crate::{
+    body::Body,
+    config::Config,
     edge::Edge,
     farewell,
+    idle::{BETWEEN, HTTP2, Readable, SILENT, TLS},
     origin::Hop,
-    patience::Patient,
+    patience::{Patience, Patient},
     reject::Reject,
-    strict::{Strict, Turn},
+    strict::{Strict, Turn, Wait},
     tunnel::Tunnels,
 };
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::{
+    body::Incoming,
     rt::Executor,
     server::conn::{http1, http2},
     service::service_fn,
@@ -24,14 +28,17 @@ use proto::framing::Limits;
 use std::{
     cell::Cell,
     convert::Infallible,
-    future::Future,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
     rc::Rc,
     sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
     time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Notify,
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -60,6 +67,13 @@ const SEND_BUFFER: usize = 32 * 1024;
 const PING: Duration = Duration::from_secs(20);
 /// The preface that opens an HTTP/2 connection.
 const PREFACE: usize = 24;
+/// How long nothing happens on a connection of HTTP/1.1 until it is taken down to what it needs to wait: long enough for
+/// a busy one never to pay for it, short enough for many that come together.
+const QUIET: Duration = Duration::from_millis(100);
+/// And of HTTP/2, until it counts as idle.
+const QUIET_HTTP2: Duration = Duration::from_secs(1);
+/// How long a client may go on asking that was told to go while it was idle.
+const LEAVING: Duration = Duration::from_millis(500);
 
 /// How one listener serves, on one core.
 #[derive(Debug)]
@@ -93,7 +107,7 @@ impl Server {
     /// `redirect_to`: the bound port of HTTPS, for the plain listener beside it.
     pub fn new(edge: &Rc<Edge>, scheme: &'static str, redirect_to: Option<u16>) -> Self {
         let mut http1 = http1::Builder::new();
-        http1.timer(TokioTimer::new()).max_header_size(HEAD).max_buf_size(BUFFER);
+        http1.timer(TokioTimer::new()).header_read_timeout(None).max_header_size(HEAD).max_buf_size(BUFFER);
         let mut http2 = http2::Builder::new(LocalExecutor);
         http2
             .timer(TokioTimer::new())
@@ -119,101 +133,276 @@ impl Server {
         protocol: Protocol,
         draining: &CancellationToken,
     ) where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: AsyncRead + AsyncWrite + Readable + Unpin + Send + 'static,
     {
         // what a connection is told of its limits, it keeps
         let config = self.edge.shared.config.load_full();
         let stream = Patient::new(stream, config.body_timeout);
-        let hop = Rc::new(Hop::new(peer, self.scheme, &config.trusted_proxies));
-        let redirect_to = self.redirect_to.map(|port| config.public_https_port.unwrap_or(port));
-        let mut http1 = self.http1.clone();
-        http1.header_read_timeout(config.header_timeout);
-        let any = Cell::new(false);
-        let served = Cell::new(0_usize);
-        // HTTP/2 has had as many requests as it may
-        let worn = Notify::new();
-        let tunnels: Rc<Tunnels> = Rc::default();
-        let turn = Arc::<Turn>::default();
-        let mut remains = None;
-        let service = service_fn(|request| {
-            any.set(true);
-            served.set(served.get() + 1);
-            let last = config.requests_per_connection.is_some_and(|most| served.get() >= most.get());
-            if last {
-                worn.notify_one();
+        let visit = Visit {
+            edge: &self.edge,
+            hop: Rc::new(Hop::new(peer, self.scheme, &config.trusted_proxies)),
+            redirect_to: self.redirect_to.map(|port| config.public_https_port.unwrap_or(port)),
+            config,
+            turn: Arc::default(),
+            served: Cell::new(0),
+            since: Cell::new(Instant::now()),
+            worn: Notify::new(),
+            tunnels: Rc::default(),
+            draining,
+        };
+        match protocol {
+            Protocol::Http1 => self.serve_http1(stream, &visit).await,
+            Protocol::Http2 => self.serve_http2(stream, &visit).await,
+        }
+    }
+
+    /// hyper is there only while there is something to do: it keeps room for what may come.
+    async fn serve_http1<S>(&self, mut stream: Patient<S>, visit: &Visit<'_>)
+    where
+        S: AsyncRead + AsyncWrite + Readable + Unpin + Send + 'static,
+    {
+        let (ended, left) = loop {
+            if !visit.wait(&stream).await {
+                return;
             }
-            let answering = (protocol == Protocol::Http1).then(|| turn.begin());
-            let (edge, hop) = (Rc::clone(&self.edge), Rc::clone(&hop));
-            let tunnels = Rc::clone(&tunnels);
-            async move {
-                // not a part of the connection, which keeps room for one even while it is idle
-                let mut response = Box::pin(handle(edge, &hop, redirect_to, request, answering, &tunnels)).await;
-                if last && protocol == Protocol::Http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                    // said, so that the client sends nothing more that would be lost
-                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                Ok::<_, Infallible>(response)
+            let before = visit.served.get();
+            let (strict, remains) = Strict::new(stream, FRAME, &visit.turn);
+            let ended = Box::pin(self.requests(strict, visit)).await;
+            // what says nothing, such as empty records of TLS, buys no time
+            if visit.served.get() != before {
+                visit.since.set(Instant::now());
             }
-        });
-        let ended = match protocol {
-            Protocol::Http1 => {
-                let (stream, left) = Strict::new(stream, FRAME, &turn);
-                remains = Some(left);
-                // it came in just before the listener closed: answer its one request
-                http1.keep_alive(!draining.is_cancelled());
-                let connection = http1.serve_connection(TokioIo::new(stream), service);
-                let mut connection = Box::pin(connection.with_upgrades());
-                tokio::select! {
-                    biased;
-                    ended = connection.as_mut() => ended,
-                    () = draining.cancelled(), if !draining.is_cancelled() => {
-                        // Closed now, an idle connection might meet its client's next request on the way. Where another
-                        // process serves there is time: the next answer says that it is the last.
-                        if !self.edge.shared.taken_over.load(Ordering::Relaxed) {
-                            connection.as_mut().graceful_shutdown();
-                        }
-                        connection.await
-                    }
-                }
+            if ended.is_some() {
+                Box::pin(visit.tunnels.run()).await;
             }
-            Protocol::Http2 => {
-                let stream = stream.with_opening(PREFACE, config.header_timeout);
-                let mut connection = Box::pin(self.http2.serve_connection(TokioIo::new(stream), service));
-                let over = async {
-                    tokio::select! {
-                        () = draining.cancelled() => {}
-                        () = worn.notified() => {}
-                    }
-                };
-                tokio::select! {
-                    biased;
-                    ended = connection.as_mut() => ended,
-                    () = over => {
-                        connection.as_mut().graceful_shutdown();
-                        connection.await
-                    }
-                }
+            match (ended, remains.take()) {
+                (Some(ended), left) => break (ended, left),
+                (None, Some(left)) => stream = left.stream,
+                (None, None) => return,
             }
         };
-        Box::pin(tunnels.run()).await;
-        let left = remains.and_then(|remains| remains.take());
         let told = match left {
-            Some(left) => Box::pin(farewell::part(&self.edge, &hop, left, &ended)).await,
+            Some(left) => Box::pin(farewell::part(visit.edge, &visit.hop, left, &ended)).await,
             None => false,
         };
-        if let Err(error) = ended {
-            let metrics = &self.edge.metrics;
-            if told {
-                // and counted with its line in the log
-            } else if error.is_parse_too_large() {
-                metrics.count_reject(Reject::HeadTooLarge);
-            } else if error.is_parse() {
-                metrics.count_reject(Reject::Malformed);
-            } else if error.is_timeout() && !any.get() {
-                // after a request it is only an idle connection that hyper closes by the same timer
-                metrics.count_reject(Reject::HeaderTimeout);
-            }
-            tracing::debug!(%peer, %error, "a client's connection ended early");
+        if !told && let Ended::Http(Err(error)) = ended {
+            visit.complain(&error);
         }
+    }
+
+    /// HTTP/1.1, until it ends, or (`None`) for as long as the client has something to say.
+    async fn requests<S>(&self, stream: Strict<Patient<S>>, visit: &Visit<'_>) -> Option<Ended>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = service_fn(|request| visit.request(request, Protocol::Http1));
+        let mut http1 = self.http1.clone();
+        // it came in just before the listener closed: answer its one request
+        http1.keep_alive(!visit.draining.is_cancelled());
+        let connection = http1.serve_connection(TokioIo::new(stream), service);
+        let mut connection = pin!(connection.with_upgrades());
+        let mut waiting = Waiting::new(&visit.turn, visit.config.header_timeout);
+        tokio::select! {
+            biased;
+            ended = poll_fn(|cx| waiting.poll(connection.as_mut(), cx)) => return ended,
+            () = visit.draining.cancelled(), if !visit.draining.is_cancelled() => {}
+        }
+        // Closed now, an idle connection might meet its client's next request on the way. Where another process serves there
+        // is time: the next answer says that it is the last.
+        if !visit.edge.shared.taken_over.load(Ordering::Relaxed) {
+            connection.as_mut().graceful_shutdown();
+        }
+        poll_fn(|cx| waiting.poll(connection.as_mut(), cx)).await
+    }
+
+    async fn serve_http2<S>(&self, stream: Patient<S>, visit: &Visit<'_>)
+    where
+        S: AsyncRead + AsyncWrite + Readable + Unpin + Send + 'static,
+    {
+        if !visit.wait(&stream).await {
+            return;
+        }
+        let stream = stream.with_opening(PREFACE, visit.config.header_timeout);
+        let service = service_fn(|request| visit.request(request, Protocol::Http2));
+        let mut connection = Box::pin(self.http2.serve_connection(TokioIo::new(stream), service));
+        let ended = tokio::select! {
+            biased;
+            ended = connection.as_mut() => Some(ended),
+            () = visit.draining.cancelled() => None,
+            () = visit.worn.notified() => None,
+            () = visit.idled() => None,
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            None => {
+                connection.as_mut().graceful_shutdown();
+                visit.leave(connection.as_mut()).await
+            }
+        };
+        drop(connection);
+        Box::pin(visit.tunnels.run()).await;
+        if let Err(error) = ended {
+            visit.complain(&error);
+        }
+    }
+}
+
+/// How HTTP/1.1 ended on a connection.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    Http(hyper::Result<()>),
+    /// A head did not come to its end in time.
+    Late,
+}
+
+/// The patience for a connection's next request, beside hyper.
+struct Waiting<'a> {
+    turn: &'a Turn,
+    /// Requests there had been when it was last looked at.
+    begun: u32,
+    quiet: Patience,
+    head: Patience,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(turn: &'a Turn, head: Duration) -> Self {
+        Self { turn, begun: turn.begun(), quiet: Patience::new(QUIET), head: Patience::new(head) }
+    }
+
+    /// `None`: nothing has happened for a while.
+    fn poll<F>(&mut self, connection: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<Option<Ended>>
+    where
+        F: Future<Output = hyper::Result<()>>,
+    {
+        if let Poll::Ready(ended) = connection.poll(cx) {
+            return Poll::Ready(Some(Ended::Http(ended)));
+        }
+        let wait = self.turn.wait();
+        let begun = std::mem::replace(&mut self.begun, self.turn.begun());
+        if wait != Wait::Request || begun != self.begun {
+            self.quiet.moved();
+        }
+        if wait != Wait::Head || begun != self.begun {
+            self.head.moved();
+        }
+        match wait {
+            Wait::Nothing => Poll::Pending,
+            Wait::Request => self.quiet.poll_over(cx).map(|()| None),
+            Wait::Head => self.head.poll_over(cx).map(|()| Some(Ended::Late)),
+        }
+    }
+}
+
+/// One connection, whatever it speaks.
+struct Visit<'a> {
+    edge: &'a Rc<Edge>,
+    hop: Rc<Hop>,
+    config: Arc<Config>,
+    redirect_to: Option<u16>,
+    turn: Arc<Turn>,
+    served: Cell<usize>,
+    /// The last request was over, or the connection began.
+    since: Cell<Instant>,
+    /// HTTP/2 has had as many requests as it may.
+    worn: Notify,
+    tunnels: Rc<Tunnels>,
+    draining: &'a CancellationToken,
+}
+
+impl Visit<'_> {
+    fn request(
+        &self,
+        request: Request<Incoming>,
+        protocol: Protocol,
+    ) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<> {
+        self.served.set(self.served.get() + 1);
+        let last = self.config.requests_per_connection.is_some_and(|most| self.served.get() >= most.get());
+        if last {
+            self.worn.notify_one();
+        }
+        let answering = self.turn.begin();
+        let (edge, hop, tunnels) = (Rc::clone(self.edge), Rc::clone(&self.hop), Rc::clone(&self.tunnels));
+        let redirect_to = self.redirect_to;
+        async move {
+            // not a part of the connection, which keeps room for one even while it is idle
+            let mut response = Box::pin(handle(edge, &hop, redirect_to, request, answering, &tunnels)).await;
+            if last && protocol == Protocol::Http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                // said, so that the client sends nothing more that would be lost
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(response)
+        }
+    }
+
+    /// Until the client has something to say. `false`: it had nothing for too long, or has to go.
+    async fn wait<S: Readable>(&self, stream: &Patient<S>) -> bool {
+        let first = self.served.get() == 0;
+        let limit = if first { self.config.header_timeout } else { self.config.keepalive_timeout };
+        let bytes = if first { SILENT } else { BETWEEN } + if S::SECURE { TLS } else { 0 };
+        let place = self.edge.idle.enter(bytes);
+        let drained = async {
+            // where another process serves there is time: the next answer says that it is the last
+            if self.draining.is_cancelled() {
+                std::future::pending().await
+            }
+            self.draining.cancelled().await;
+            if self.edge.shared.taken_over.load(Ordering::Relaxed) {
+                std::future::pending().await
+            }
+        };
+        tokio::select! {
+            biased;
+            readable = poll_fn(|cx| stream.poll_readable(cx)) => readable.is_ok(),
+            () = place.lost() => false,
+            () = drained => false,
+            () = sleep_until(self.since.get() + limit) => {
+                if first {
+                    self.edge.metrics.count_reject(Reject::HeaderTimeout);
+                }
+                false
+            }
+        }
+    }
+
+    /// Until a connection of HTTP/2 has had no request for too long, or has to go.
+    async fn idled(&self) {
+        loop {
+            let begun = self.turn.begun();
+            let idle = || !self.turn.is_busy() && self.turn.begun() == begun;
+            sleep(QUIET_HTTP2).await;
+            if !idle() {
+                continue;
+            }
+            let place = self.edge.idle.enter(HTTP2);
+            // more time than it would take to ask each time
+            drop(timeout(self.config.keepalive_timeout.saturating_sub(QUIET_HTTP2), place.lost()).await);
+            if idle() {
+                return;
+            }
+        }
+    }
+
+    /// After GOAWAY: until what is in flight is answered, and what was under way to us.
+    async fn leave<F>(&self, mut connection: Pin<&mut F>) -> hyper::Result<()>
+    where
+        F: Future<Output = hyper::Result<()>>,
+    {
+        loop {
+            match timeout(LEAVING, connection.as_mut()).await {
+                Ok(ended) => return ended,
+                Err(_) if self.turn.is_busy() => {}
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+
+    fn complain(&self, error: &hyper::Error) {
+        let metrics = &self.edge.metrics;
+        if error.is_parse_too_large() {
+            metrics.count_reject(Reject::HeadTooLarge);
+        } else if error.is_parse() {
+            metrics.count_reject(Reject::Malformed);
+        }
+        tracing::debug!(peer = %self.hop.peer, %error, "a client's connection ended early");
     }
 }
