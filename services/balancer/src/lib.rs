@@ -1,5 +1,5 @@
 //! The balancer: terminates TLS, routes, holds the one queue of each app, picks a worker, forwards. In reading order:
-//! `listener`, `proxy_protocol`, `crowd`, `tls`, `http` (with `idle`, `strict`, `farewell`, `host`, `hops`, `fields`, `origin`, `trace`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
+//! `listener`, `proxy_protocol`, `crowd`, `tls`, `http` (with `idle`, `strict`, `frames`, `farewell`, `host`, `hops`, `fields`, `origin`, `trace`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
 //! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `foreign`, `relay`, `ahead`, `buffers`, `body`, `trailers`, `tunnel`, `websocket`), `retry`, `reject`,
 //! `accesslog` (with `record`, `words`), `metrics`
 //! are the data plane, one runtime per core with its `edge`; `registry`, `fixed`, `certificates`, `readiness`,
@@ -29,6 +29,7 @@ mod fixed;
 mod fixture;
 pub mod foreign;
 pub mod forward;
+mod frames;
 pub mod hops;
 pub mod host;
 pub mod http;

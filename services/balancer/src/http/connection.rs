@@ -9,6 +9,7 @@ use crate::{
     config::Config,
     edge::Edge,
     farewell,
+    frames::Counting,
     idle::{BETWEEN, HTTP2, Readable, SILENT, TLS},
     origin::Hop,
     patience::{Patience, Patient},
@@ -31,7 +32,10 @@ use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
     rc::Rc,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -222,7 +226,8 @@ impl Server {
         if !visit.wait(&stream).await {
             return;
         }
-        let stream = stream.with_opening(PREFACE, visit.config.header_timeout);
+        let calm = Arc::<AtomicBool>::default();
+        let stream = Counting::new(stream.with_opening(PREFACE, visit.config.header_timeout), &calm);
         let service = service_fn(|request| visit.request(request, Protocol::Http2));
         let mut connection = Box::pin(self.http2.serve_connection(TokioIo::new(stream), service));
         let ended = tokio::select! {
@@ -241,7 +246,10 @@ impl Server {
         };
         drop(connection);
         Box::pin(visit.tunnels.run()).await;
-        if let Err(error) = ended {
+        if calm.load(Ordering::Relaxed) {
+            self.edge.metrics.count_reject(Reject::FrameFlood);
+            tracing::debug!(peer = %visit.hop.peer, "closed: too many frames that carry nothing");
+        } else if let Err(error) = ended {
             visit.complain(&error);
         }
     }
