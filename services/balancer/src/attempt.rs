@@ -13,7 +13,8 @@ use crate::{
     reject::Reject,
     retry::Failure,
     source::{RequestBody, RequestSource},
-    upstream::Connection,
+    strict::Answering,
+    upstream::{Connection, Ending, ending},
 };
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -43,15 +44,16 @@ pub(crate) struct Failed {
     settled: bool,
 }
 
-/// `begun`: when the permit was there.
+/// `begun`: when the permit was there. `client`: takes interim responses.
 pub(crate) async fn attempt(
     edge: &Edge,
     permit: &mut Permit,
     begun: Instant,
     head: &Head,
     body: Option<&Rc<RequestSource>>,
+    client: Option<&Answering>,
 ) -> Result<(Response<Incoming>, Connection), Failed> {
-    let result = exchange(edge, permit, begun, head, body).await;
+    let result = exchange(edge, permit, begun, head, body, client).await;
     match &result {
         Ok(_) => permit.judge(Ended::Answered(begun.elapsed())),
         Err(failed) => {
@@ -70,8 +72,12 @@ async fn exchange(
     begun: Instant,
     head: &Head,
     body: Option<&Rc<RequestSource>>,
+    client: Option<&Answering>,
 ) -> Result<(Response<Incoming>, Connection), Failed> {
     let endpoint = permit.endpoint();
+    if head.upgrade.is_some() && endpoint.node.speaks_http2() {
+        return Err(Failed::not_spoken());
+    }
     let mut connection = match edge.pool.take(endpoint, begun) {
         Some(connection) => connection,
         None => dial(edge, endpoint).await?,
@@ -82,10 +88,14 @@ async fn exchange(
     *request.uri_mut() = head.uri.clone();
     *request.headers_mut() = head.headers.clone();
     endpoint.node.sign(request.headers_mut(), &connection.name);
+    // our own workers send none
+    if let Some(client) = client.filter(|_| !endpoint.node.reports()) {
+        client.hear_interim(&mut request).await;
+    }
     let limit = endpoint.node.patience(edge.shared.config.load().response_timeout);
 
     permit.begin(connection.number);
-    let mut answer = pin!(connection.sender.try_send_request(request));
+    let mut answer = pin!(connection.send(request));
     let mut now = Instant::now();
     let mut due = now + limit;
     let answer = loop {
@@ -110,7 +120,17 @@ async fn exchange(
             // of fresh connections that are closed at once there would be no end
             return if connection.reused { Failed::stale() } else { Failed::not_connected(Reject::UpstreamReset) };
         }
-        let failed = Failed::from_error(&error.into_error(), body.and_then(|body| body.broken()));
+        let error = error.into_error();
+        let failed = Failed::from_error(&error, body.and_then(|body| body.broken()));
+        match ending(&error) {
+            Some(Ending::Refused) => return Failed::refused(true),
+            Some(Ending::GoneAway) => {
+                edge.pool.forget(permit.endpoint());
+                return if connection.reused { Failed::stale() } else { Failed::not_connected(Reject::UpstreamReset) };
+            }
+            Some(Ending::Reset) => return failed,
+            None => {}
+        }
         if failed.failure != Failure::Reset || !connection.reused || permit.endpoint().node.reports() {
             return failed;
         }
@@ -193,6 +213,11 @@ impl Failed {
         let (rest, ended) = if busy { (REST_BUSY, Ended::Busy) } else { (REST_LEAVING, Ended::Unjudged) };
         let failed = Self::settled(Failure::Refused, Reject::Refused, Outcome::Refused);
         Self { rest: Some(rest), ended, ..failed }
+    }
+
+    /// Nobody there could change to another protocol.
+    fn not_spoken() -> Self {
+        Self::settled(Failure::Client, Reject::UnknownProtocol, Outcome::ClientGone)
     }
 
     fn timed_out() -> Self {

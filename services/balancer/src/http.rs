@@ -79,6 +79,9 @@ async fn handle(
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     record.status = response.status().as_u16();
+    if let Some(answering) = &record.answering {
+        answering.answered();
+    }
     let head_only = record.method == Method::HEAD;
     match tunnel {
         Some(tunnel) => {

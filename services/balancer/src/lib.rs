@@ -21,6 +21,7 @@ pub mod crowd;
 pub mod dispatch;
 pub mod edge;
 pub mod endpoint;
+mod executor;
 pub mod fallen;
 mod farewell;
 pub mod fields;
@@ -34,6 +35,7 @@ pub mod hops;
 pub mod host;
 pub mod http;
 pub mod idle;
+mod interim;
 pub mod levels;
 pub mod listener;
 pub mod metrics;
@@ -73,7 +75,7 @@ use chassis::{
     discovery::Discovery,
     lifecycle::{Commands, Lifecycle, Phase},
     listen::ListenAddr,
-    telemetry::PrometheusHandle,
+    telemetry::Metrics,
 };
 use config::RouteTarget;
 use control::{Control, Kept};
@@ -280,7 +282,7 @@ async fn inherit(config: &mut Config, data: &Path) -> anyhow::Result<Inheritance
 pub async fn run(
     mut config: Config,
     common: chassis::config::Shared,
-    telemetry: PrometheusHandle,
+    telemetry: Metrics,
     lifecycle: Lifecycle,
     commands: Commands,
     reread: Reread,

@@ -6,16 +6,21 @@
 //! serves the connection gets the stream back and answers. A body that breaks is an error to whoever reads it. Once another
 //! protocol is agreed on, bytes are just bytes.
 //!
-//! It costs one pass over each head, no allocation and no copy, and per request some stores and one reference count. Only
+//! On the way back the interim responses of a request are put in front of its answer, which hyper cannot do.
+//!
+//! It costs one pass over each head, no allocation and no copy, and per request a few stores and one reference count. Only
 //! what comes between a wish for another protocol and its answer is copied.
 
+use crate::interim::Interim;
+use http::Request;
 use proto::framing::{Fault, Framing, Limits, Place, Seen};
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker, ready},
 };
@@ -30,13 +35,16 @@ const BEHIND: usize = 64 * 1024;
 pub(crate) struct Turn {
     /// Requests that are being answered; of HTTP/1.1 one at a time.
     answering: AtomicU32,
-    /// How many there have been.
-    begun: AtomicU32,
+    /// Requests so far, which is also the last one's number.
+    begun: AtomicU64,
     /// The bytes are no HTTP any more.
     switched: AtomicBool,
     /// Every answer is on its way, and nothing but more of this makes it go on.
     between: AtomicBool,
     within: AtomicBool,
+    /// The request whose answer has not begun; 0 when there is none.
+    unanswered: AtomicU64,
+    interim: Interim,
 }
 
 /// What a connection waits for from its client.
@@ -52,22 +60,26 @@ pub(crate) enum Wait {
 
 /// A request that is being answered.
 #[derive(Debug)]
-pub(crate) struct Answering(Arc<Turn>);
+pub(crate) struct Answering {
+    turn: Arc<Turn>,
+    request: u64,
+}
 
 impl Turn {
     /// To be called before the request's future: hyper reads on before it polls that.
     pub(crate) fn begin(self: &Arc<Self>) -> Answering {
+        let request = self.begun() + 1;
+        self.begun.store(request, Ordering::Relaxed);
+        self.unanswered.store(request, Ordering::Relaxed);
         self.answering.fetch_add(1, Ordering::Relaxed);
-        self.begun.fetch_add(1, Ordering::Relaxed);
-        Answering(Arc::clone(self))
+        Answering { turn: Arc::clone(self), request }
     }
 
     pub(crate) fn is_busy(&self) -> bool {
         self.answering.load(Ordering::Relaxed) > 0
     }
 
-    /// Requests so far; goes round.
-    pub(crate) fn begun(&self) -> u32 {
+    pub(crate) fn begun(&self) -> u64 {
         self.begun.load(Ordering::Relaxed)
     }
 
@@ -83,18 +95,40 @@ impl Turn {
             Wait::Nothing
         }
     }
+
+    fn is_unanswered(&self) -> bool {
+        self.unanswered.load(Ordering::Relaxed) != 0
+    }
 }
 
 impl Answering {
     /// The answer is 101: what follows is another protocol.
     pub(crate) fn switch(&self) {
-        self.0.switched.store(true, Ordering::Relaxed);
+        self.turn.switched.store(true, Ordering::Relaxed);
+    }
+
+    /// The answer is there: nothing comes before it any more but what came in time. To be called where hyper gets it.
+    pub(crate) fn answered(&self) {
+        self.turn.unanswered.store(0, Ordering::Relaxed);
+    }
+
+    /// Passes on the interim responses to `request`, an attempt at answering this one. Costs three allocations.
+    pub(crate) async fn hear_interim<B>(&self, request: &mut Request<B>) {
+        let (turn, number) = (Arc::clone(&self.turn), self.request);
+        // they come in while the connection's task waits for something else
+        let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+        hyper::ext::on_informational(request, move |response| {
+            if turn.unanswered.load(Ordering::Relaxed) == number {
+                turn.interim.put(number, response.status(), response.headers());
+                waker.wake_by_ref();
+            }
+        });
     }
 }
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.answering.fetch_sub(1, Ordering::Relaxed);
+        self.turn.answering.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -140,6 +174,8 @@ pub(crate) struct Strict<S> {
     ended: bool,
     /// Waits for the answer before.
     waits: Option<Waker>,
+    /// The rest of interim responses that are being written.
+    interim: Vec<u8>,
     remains: Arc<Mutex<Option<Left<S>>>>,
 }
 
@@ -158,6 +194,7 @@ impl<S> Strict<S> {
             told: false,
             ended: false,
             waits: None,
+            interim: Vec::new(),
             remains: Arc::clone(&remains),
         };
         strict.tell();
@@ -312,9 +349,31 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strict<S> {
     }
 }
 
+impl<S: AsyncWrite + Unpin> Strict<S> {
+    /// What has to be written before anything that hyper writes next. Everything before is on its way, or else the answer
+    /// stands right behind that already, with no place left between them.
+    fn poll_before(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.turn.interim.waits() && (self.flushed || !self.turn.is_unanswered()) {
+            let bytes = self.turn.interim.take(self.turn.begun());
+            if self.flushed {
+                self.interim.extend(bytes);
+            }
+        }
+        while !self.interim.is_empty() {
+            let written = ready!(stream(&mut self.stream).poll_write(cx, &self.interim))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.interim.drain(..written);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        ready!(this.poll_before(cx))?;
         this.unflushed();
         stream(&mut this.stream).poll_write(cx, bytes)
     }
@@ -325,6 +384,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        ready!(this.poll_before(cx))?;
         this.unflushed();
         stream(&mut this.stream).poll_write_vectored(cx, slices)
     }
@@ -339,6 +399,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
         let this = self.get_mut();
         ready!(stream(&mut this.stream).poll_flush(cx))?;
         this.flushed = true;
+        // of an answer that is there already hyper writes the first byte before it flushes
+        if !this.interim.is_empty() || this.turn.interim.waits() && this.turn.is_unanswered() {
+            ready!(this.poll_before(cx))?;
+            ready!(stream(&mut this.stream).poll_flush(cx))?;
+        }
         this.tell();
         if !this.turn.is_busy()
             && let Some(waits) = this.waits.take()

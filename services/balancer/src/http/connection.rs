@@ -8,6 +8,7 @@ use crate::{
     body::Body,
     config::Config,
     edge::Edge,
+    executor::LocalExecutor,
     farewell,
     frames::Counting,
     idle::{BETWEEN, HTTP2, Readable, SILENT, TLS},
@@ -20,7 +21,6 @@ use crate::{
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::{
     body::Incoming,
-    rt::Executor,
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -88,16 +88,6 @@ pub struct Server {
     redirect_to: Option<u16>,
     http1: http1::Builder,
     http2: http2::Builder<LocalExecutor>,
-}
-
-/// Puts HTTP/2's tasks on this core; they end with its runtime.
-#[derive(Clone, Copy, Debug)]
-struct LocalExecutor;
-
-impl<F: Future<Output = ()> + 'static> Executor<F> for LocalExecutor {
-    fn execute(&self, task: F) {
-        tokio::task::spawn_local(task);
-    }
 }
 
 /// The protocol the handshake agreed on.
@@ -267,7 +257,7 @@ pub(crate) enum Ended {
 struct Waiting<'a> {
     turn: &'a Turn,
     /// Requests there had been when it was last looked at.
-    begun: u32,
+    begun: u64,
     quiet: Patience,
     head: Patience,
 }
