@@ -341,11 +341,11 @@ impl Visit<'_> {
         let drained = async {
             // where another process serves there is time: the next answer says that it is the last
             if self.draining.is_cancelled() {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
             self.draining.cancelled().await;
             if self.edge.shared.taken_over.load(Ordering::Relaxed) {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         };
         tokio::select! {
