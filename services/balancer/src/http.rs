@@ -4,9 +4,10 @@
 
 mod connection;
 mod target;
+mod visit;
 
-pub(crate) use connection::Ended;
 pub use connection::{Protocol, Server};
+pub(crate) use visit::Ended;
 
 use crate::{
     body::Body,

@@ -3,24 +3,15 @@
 //! time, HTTP/2's streams and resets. Of HTTP/1.1 hyper gets to see only what `strict` lets through, so that every
 //! request is answered, counted and logged by us.
 
-use super::{FIELDS, handle};
-use crate::{
-    body::Body,
-    config::Config,
-    edge::Edge,
-    executor::LocalExecutor,
-    farewell,
-    frames::Counting,
-    idle::{BETWEEN, HTTP2, Readable, SILENT, TLS},
-    origin::Hop,
-    patience::{Patience, Patient},
-    reject::Reject,
-    strict::{Strict, Turn, Wait},
-    tunnel::Tunnels,
+use super::{
+    FIELDS,
+    visit::{Ended, Visit, Waiting},
 };
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use crate::{
+    edge::Edge, executor::LocalExecutor, farewell, frames::Counting, idle::Readable, origin::Hop, patience::Patient,
+    reject::Reject, strict::Strict,
+};
 use hyper::{
-    body::Incoming,
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -28,21 +19,19 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use proto::framing::Limits;
 use std::{
     cell::Cell,
-    convert::Infallible,
-    future::{Future, poll_fn},
-    pin::{Pin, pin},
+    future::poll_fn,
+    pin::pin,
     rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Notify,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -71,13 +60,10 @@ const SEND_BUFFER: usize = 32 * 1024;
 const PING: Duration = Duration::from_secs(20);
 /// The preface that opens an HTTP/2 connection.
 const PREFACE: usize = 24;
-/// How long nothing happens on a connection of HTTP/1.1 until it is taken down to what it needs to wait: long enough for
-/// a busy one never to pay for it, short enough for many that come together.
-const QUIET: Duration = Duration::from_millis(100);
-/// And of HTTP/2, until it counts as idle.
-const QUIET_HTTP2: Duration = Duration::from_secs(1);
-/// How long a client may go on asking that was told to go while it was idle.
-const LEAVING: Duration = Duration::from_millis(500);
+/// How long a client may go on asking that was told to go, ...
+const LEAVING: Duration = Duration::from_secs(5);
+/// ... and one that was so while it was idle.
+const LEAVING_IDLE: Duration = Duration::from_millis(500);
 
 /// How one listener serves, on one core.
 #[derive(Debug)]
@@ -222,16 +208,16 @@ impl Server {
         let mut connection = Box::pin(self.http2.serve_connection(TokioIo::new(stream), service));
         let ended = tokio::select! {
             biased;
-            ended = connection.as_mut() => Some(ended),
-            () = visit.draining.cancelled() => None,
-            () = visit.worn.notified() => None,
-            () = visit.idled() => None,
+            ended = connection.as_mut() => Ok(ended),
+            () = visit.draining.cancelled() => Err(LEAVING),
+            () = visit.worn.notified() => Err(LEAVING),
+            () = visit.idled() => Err(LEAVING_IDLE),
         };
         let ended = match ended {
-            Some(ended) => ended,
-            None => {
+            Ok(ended) => ended,
+            Err(within) => {
                 connection.as_mut().graceful_shutdown();
-                visit.leave(connection.as_mut()).await
+                visit.leave(connection.as_mut(), within).await
             }
         };
         drop(connection);
@@ -242,165 +228,5 @@ impl Server {
         } else if let Err(error) = ended {
             visit.complain(&error);
         }
-    }
-}
-
-/// How HTTP/1.1 ended on a connection.
-#[derive(Debug)]
-pub(crate) enum Ended {
-    Http(hyper::Result<()>),
-    /// A head did not come to its end in time.
-    Late,
-}
-
-/// The patience for a connection's next request, beside hyper.
-struct Waiting<'a> {
-    turn: &'a Turn,
-    /// Requests there had been when it was last looked at.
-    begun: u64,
-    quiet: Patience,
-    head: Patience,
-}
-
-impl<'a> Waiting<'a> {
-    fn new(turn: &'a Turn, head: Duration) -> Self {
-        Self { turn, begun: turn.begun(), quiet: Patience::new(QUIET), head: Patience::new(head) }
-    }
-
-    /// `None`: nothing has happened for a while.
-    fn poll<F>(&mut self, connection: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<Option<Ended>>
-    where
-        F: Future<Output = hyper::Result<()>>,
-    {
-        if let Poll::Ready(ended) = connection.poll(cx) {
-            return Poll::Ready(Some(Ended::Http(ended)));
-        }
-        let wait = self.turn.wait();
-        let begun = std::mem::replace(&mut self.begun, self.turn.begun());
-        if wait != Wait::Request || begun != self.begun {
-            self.quiet.moved();
-        }
-        if wait != Wait::Head || begun != self.begun {
-            self.head.moved();
-        }
-        match wait {
-            Wait::Nothing => Poll::Pending,
-            Wait::Request => self.quiet.poll_over(cx).map(|()| None),
-            Wait::Head => self.head.poll_over(cx).map(|()| Some(Ended::Late)),
-        }
-    }
-}
-
-/// One connection, whatever it speaks.
-struct Visit<'a> {
-    edge: &'a Rc<Edge>,
-    hop: Rc<Hop>,
-    config: Arc<Config>,
-    redirect_to: Option<u16>,
-    turn: Arc<Turn>,
-    served: Cell<usize>,
-    /// The last request was over, or the connection began.
-    since: Cell<Instant>,
-    /// HTTP/2 has had as many requests as it may.
-    worn: Notify,
-    tunnels: Rc<Tunnels>,
-    draining: &'a CancellationToken,
-}
-
-impl Visit<'_> {
-    fn request(
-        &self,
-        request: Request<Incoming>,
-        protocol: Protocol,
-    ) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<> {
-        self.served.set(self.served.get() + 1);
-        let last = self.config.requests_per_connection.is_some_and(|most| self.served.get() >= most.get());
-        if last {
-            self.worn.notify_one();
-        }
-        let answering = self.turn.begin();
-        let (edge, hop, tunnels) = (Rc::clone(self.edge), Rc::clone(&self.hop), Rc::clone(&self.tunnels));
-        let redirect_to = self.redirect_to;
-        async move {
-            // not a part of the connection, which keeps room for one even while it is idle
-            let mut response = Box::pin(handle(edge, &hop, redirect_to, request, answering, &tunnels)).await;
-            if last && protocol == Protocol::Http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                // said, so that the client sends nothing more that would be lost
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok(response)
-        }
-    }
-
-    /// Until the client has something to say. `false`: it had nothing for too long, or has to go.
-    async fn wait<S: Readable>(&self, stream: &Patient<S>) -> bool {
-        let first = self.served.get() == 0;
-        let limit = if first { self.config.header_timeout } else { self.config.keepalive_timeout };
-        let bytes = if first { SILENT } else { BETWEEN } + if S::SECURE { TLS } else { 0 };
-        let place = self.edge.idle.enter(bytes);
-        let drained = async {
-            // where another process serves there is time: the next answer says that it is the last
-            if self.draining.is_cancelled() {
-                std::future::pending::<()>().await;
-            }
-            self.draining.cancelled().await;
-            if self.edge.shared.taken_over.load(Ordering::Relaxed) {
-                std::future::pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            biased;
-            readable = poll_fn(|cx| stream.poll_readable(cx)) => readable.is_ok(),
-            () = place.lost() => false,
-            () = drained => false,
-            () = sleep_until(self.since.get() + limit) => {
-                if first {
-                    self.edge.metrics.count_reject(Reject::HeaderTimeout);
-                }
-                false
-            }
-        }
-    }
-
-    /// Until a connection of HTTP/2 has had no request for too long, or has to go.
-    async fn idled(&self) {
-        loop {
-            let begun = self.turn.begun();
-            let idle = || !self.turn.is_busy() && self.turn.begun() == begun;
-            sleep(QUIET_HTTP2).await;
-            if !idle() {
-                continue;
-            }
-            let place = self.edge.idle.enter(HTTP2);
-            // more time than it would take to ask each time
-            drop(timeout(self.config.keepalive_timeout.saturating_sub(QUIET_HTTP2), place.lost()).await);
-            if idle() {
-                return;
-            }
-        }
-    }
-
-    /// After GOAWAY: until what is in flight is answered, and what was under way to us.
-    async fn leave<F>(&self, mut connection: Pin<&mut F>) -> hyper::Result<()>
-    where
-        F: Future<Output = hyper::Result<()>>,
-    {
-        loop {
-            match timeout(LEAVING, connection.as_mut()).await {
-                Ok(ended) => return ended,
-                Err(_) if self.turn.is_busy() => {}
-                Err(_) => return Ok(()),
-            }
-        }
-    }
-
-    fn complain(&self, error: &hyper::Error) {
-        let metrics = &self.edge.metrics;
-        if error.is_parse_too_large() {
-            metrics.count_reject(Reject::HeadTooLarge);
-        } else if error.is_parse() {
-            metrics.count_reject(Reject::Malformed);
-        }
-        tracing::debug!(peer = %self.hop.peer, %error, "a client's connection ended early");
     }
 }
