@@ -1,13 +1,10 @@
 //! Timers for what nearly always comes in time. In: moments that are too late. Out: when one has passed. A timer stays set
 //! for an earlier moment and is set anew when it fires, so that nothing is armed or disarmed per request.
 
-use hyper::rt::{self, Timer};
 use std::{
-    future::Future,
+    future::Future as _,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
-    time::{self, Duration},
 };
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -35,45 +32,10 @@ impl Alarm {
     }
 }
 
-/// One connection's, for hyper: it waits for one head at a time, and makes a timer for each. It wants to be sure that two
-/// threads could share one.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct HeadTimer(Arc<Mutex<Alarm>>);
-
-/// Waits for one head.
-struct Wait {
-    timer: HeadTimer,
-    due: Instant,
-}
-
-impl Timer for HeadTimer {
-    fn sleep(&self, duration: Duration) -> Pin<Box<dyn rt::Sleep>> {
-        self.sleep_until(self.now() + duration)
-    }
-
-    fn sleep_until(&self, deadline: time::Instant) -> Pin<Box<dyn rt::Sleep>> {
-        Box::pin(Wait { timer: self.clone(), due: deadline.into() })
-    }
-
-    fn now(&self) -> time::Instant {
-        Instant::now().into()
-    }
-}
-
-impl Future for Wait {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.timer.0.lock().unwrap_or_else(PoisonError::into_inner).poll(self.due, cx)
-    }
-}
-
-impl rt::Sleep for Wait {}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::future::poll_fn;
+    use std::{future::poll_fn, time::Duration};
     use tokio::time::timeout;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -93,16 +55,5 @@ mod tests {
         }
         assert!(passed(9).await.is_ok());
         assert_eq!(start.elapsed(), 9 * SECOND);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn of_a_connections_waits_each_ends_in_its_time() {
-        let (start, timer) = (Instant::now(), HeadTimer::default());
-        for _ in 0..3 {
-            let wait = timer.sleep(5 * SECOND);
-            assert!(timeout(2 * SECOND, wait).await.is_err(), "the head has come");
-        }
-        timer.sleep(5 * SECOND).await;
-        assert_eq!(start.elapsed(), 11 * SECOND);
     }
 }

@@ -6,6 +6,7 @@ use crate::{
     accesslog::AccessLog,
     app::Permit,
     buffers::Buffers,
+    idle::Idle,
     metrics::EdgeMetrics,
     trace::{Trace, write_digits},
     upstream::Pool,
@@ -28,6 +29,7 @@ pub struct Edge {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
     pub(crate) buffers: Rc<Buffers>,
+    pub(crate) idle: Rc<Idle>,
     pub(crate) log: AccessLog,
     pub(crate) metrics: EdgeMetrics,
     pub(crate) values: Values,
@@ -43,6 +45,7 @@ impl Edge {
         Self {
             pool: Pool::new(Arc::clone(&shared)),
             buffers: Buffers::new(shared.config.load().buffers_per_core()),
+            idle: Idle::new(shared.config.load().idle_memory_per_core()),
             shared,
             log,
             metrics: EdgeMetrics::register(),

@@ -1,7 +1,7 @@
 //! How long we wait for a peer to move. In: "it moved" and "it does not". Out: when to give up. One timer per waiting
 //! side, made when it first waits and looked at again when it fires: nothing is armed or disarmed per read.
 
-use crate::alarm::Alarm;
+use crate::{alarm::Alarm, idle::Readable};
 use std::{
     io,
     pin::Pin,
@@ -63,6 +63,12 @@ impl<S> Patient<S> {
     pub fn with_opening(mut self, bytes: usize, within: Duration) -> Self {
         self.opening = Some((bytes, Patience::new(within)));
         self
+    }
+}
+
+impl<S: Readable> Patient<S> {
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.poll_readable(cx)
     }
 }
 
