@@ -4,11 +4,12 @@
 
 mod connection;
 mod target;
+mod visit;
 
 pub use connection::{Protocol, Server};
+pub(crate) use visit::Ended;
 
 use crate::{
-    accesslog::Format,
     body::Body,
     edge::Edge,
     fields,
@@ -25,6 +26,7 @@ use crate::{
     trace::Trace,
     trailers,
     tunnel::{Tunnel, Tunnels, Wish},
+    words::Words,
 };
 use http::{HeaderValue, Method, Request, Response, Version, header, request::Parts};
 use hyper::body::Incoming;
@@ -43,7 +45,7 @@ async fn handle(
     hop: &Hop,
     redirect_to: Option<u16>,
     mut request: Request<Incoming>,
-    answering: Option<Answering>,
+    answering: Answering,
     tunnels: &Tunnels,
 ) -> Response<Body> {
     let wish = Wish::of(&mut request, &edge, tunnels);
@@ -55,14 +57,10 @@ async fn handle(
     let style = config.access_log_style;
     drop(config);
     let id = fields::believed_id(&head.headers, hop.trusted).unwrap_or_else(|| edge.request_id());
-    let mut record =
-        Record::begin(&edge, style, id, origin.client, (head.method.clone(), head.uri.clone(), head.version));
-    if style.format == Format::Combined {
-        record.referer = head.headers.get(header::REFERER).cloned();
-        record.user_agent = head.headers.get(header::USER_AGENT).cloned();
-    }
+    let asked = (head.method.clone(), Words::of(&head, style), head.version);
+    let mut record = Record::begin(&edge, style, id, origin.client, asked);
     record.trace = Trace::of(&head.headers);
-    record.answering = answering;
+    record.answering = Some(answering);
     let answered = answer(&edge, (hop, &origin), redirect_to, (head, incoming), wish, &mut record).await;
     let (mut response, tunnel) = match answered {
         Ok(answered) => answered,
@@ -110,7 +108,7 @@ async fn answer(
         return Err(Reject::TooManyFields);
     }
     let value = host::of_request(&head)?;
-    record.host = Some(value.clone());
+    record.words.put_host(value.as_bytes());
     let text = value.to_str().map_err(|_| Reject::BadHost)?;
     let host = Host::parse(text).ok_or(Reject::BadHost)?;
     if let Some(response) = hops::ends_here(&mut head)? {

@@ -1,7 +1,7 @@
 //! The balancer: terminates TLS, routes, holds the one queue of each app, picks a worker, forwards. In reading order:
-//! `listener`, `proxy_protocol`, `crowd`, `tls`, `http` (with `strict`, `farewell`, `host`, `hops`, `fields`, `origin`, `trace`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
+//! `listener`, `proxy_protocol`, `crowd`, `tls`, `http` (with `idle`, `strict`, `frames`, `farewell`, `host`, `hops`, `fields`, `origin`, `trace`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
 //! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `foreign`, `relay`, `ahead`, `buffers`, `body`, `trailers`, `tunnel`, `websocket`), `retry`, `reject`,
-//! `accesslog` (with `record`), `metrics`
+//! `accesslog` (with `record`, `words`), `metrics`
 //! are the data plane, one runtime per core with its `edge`; `registry`, `fixed`, `certificates`, `readiness`,
 //! `status`, `reload`, `takeover` are the control plane, on the process's first runtime. The two meet in [`Shared`] only.
 
@@ -30,9 +30,11 @@ mod fixed;
 mod fixture;
 pub mod foreign;
 pub mod forward;
+mod frames;
 pub mod hops;
 pub mod host;
 pub mod http;
+pub mod idle;
 mod interim;
 pub mod levels;
 pub mod listener;
@@ -60,6 +62,7 @@ pub mod trailers;
 mod tunnel;
 pub mod upstream;
 mod websocket;
+mod words;
 
 pub use config::Config;
 

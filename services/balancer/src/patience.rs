@@ -1,6 +1,7 @@
 //! How long we wait for a peer to move. In: "it moved" and "it does not". Out: when to give up. One timer per waiting
 //! side, made when it first waits and looked at again when it fires: nothing is armed or disarmed per read.
 
+use crate::idle::Readable;
 use std::{
     future::Future,
     io,
@@ -71,6 +72,12 @@ impl<S> Patient<S> {
     pub fn with_opening(mut self, bytes: usize, within: Duration) -> Self {
         self.opening = Some((bytes, Patience::new(within)));
         self
+    }
+}
+
+impl<S: Readable> Patient<S> {
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.poll_readable(cx)
     }
 }
 

@@ -35,6 +35,10 @@ pub enum Reject {
     /// The client stopped sending its body.
     BodyTimeout,
     NoRoute,
+    /// As many connections as one client may have.
+    TooManyConnections,
+    /// HTTP/2 frames that carry nothing, too many of them. Only for the metrics: the connection ends.
+    FrameFlood,
     QueueFull,
     /// One client fills its share of the queue, and another one waits.
     ClientShare,
@@ -86,7 +90,7 @@ impl From<Fault> for Reject {
 
 impl Reject {
     /// In the order of declaration, so that `ALL[reject as usize] == reject`.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 34] = [
         Self::Malformed,
         Self::BadFraming,
         Self::BadVersion,
@@ -102,6 +106,8 @@ impl Reject {
         Self::BodyTooLarge,
         Self::BodyTimeout,
         Self::NoRoute,
+        Self::TooManyConnections,
+        Self::FrameFlood,
         Self::QueueFull,
         Self::ClientShare,
         Self::Overload,
@@ -139,6 +145,8 @@ impl Reject {
             Self::BodyTooLarge => "body_too_large",
             Self::BodyTimeout => "body_timeout",
             Self::NoRoute => "no_route",
+            Self::TooManyConnections => "too_many_connections",
+            Self::FrameFlood => "frame_flood",
             Self::QueueFull => "queue_full",
             Self::ClientShare => "client_share",
             Self::Overload => "overload",
@@ -172,7 +180,7 @@ impl Reject {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout | Self::HeaderTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::NoRoute => StatusCode::NOT_FOUND,
-            Self::ClientShare => StatusCode::TOO_MANY_REQUESTS,
+            Self::ClientShare | Self::TooManyConnections | Self::FrameFlood => StatusCode::TOO_MANY_REQUESTS,
             Self::QueueFull
             | Self::Overload
             | Self::QueueDeadline
@@ -209,9 +217,12 @@ impl Reject {
             | Self::TooManyFields
             | Self::BodyTooLarge
             | Self::BodyTimeout
+            | Self::FrameFlood
             | Self::ClientGone => "http_request_error",
             Self::NoRoute => "destination_not_found",
-            Self::QueueFull | Self::ClientShare | Self::Overload | Self::TooManyTunnels => "connection_limit_reached",
+            Self::QueueFull | Self::ClientShare | Self::Overload | Self::TooManyTunnels | Self::TooManyConnections => {
+                "connection_limit_reached"
+            }
             Self::QueueDeadline | Self::NoEndpoint | Self::Refused | Self::Drained => "destination_unavailable",
             Self::ConnectRefused => "connection_refused",
             Self::ConnectTimeout => "connection_timeout",
@@ -241,6 +252,8 @@ impl Reject {
             Self::BodyTooLarge => "The request body is larger than this server accepts.",
             Self::BodyTimeout => "The request body stopped arriving.",
             Self::NoRoute => "Nothing is served at this host and path.",
+            Self::TooManyConnections => "Too many connections of yours are open.",
+            Self::FrameFlood => "Too many frames that carry nothing.",
             Self::QueueFull => "Too many requests are waiting for this application.",
             Self::ClientShare => "Too many requests of yours are waiting for this application.",
             Self::Overload => "The application is too busy to answer in time.",
@@ -268,6 +281,7 @@ impl Reject {
             | Self::QueueDeadline
             | Self::NoEndpoint
             | Self::TooManyTunnels
+            | Self::TooManyConnections
             | Self::Refused
             | Self::Drained => true,
             Self::Malformed
@@ -285,6 +299,7 @@ impl Reject {
             | Self::BodyTooLarge
             | Self::BodyTimeout
             | Self::NoRoute
+            | Self::FrameFlood
             | Self::ConnectRefused
             | Self::ConnectTimeout
             | Self::UpstreamTls
