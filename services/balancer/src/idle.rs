@@ -10,6 +10,7 @@ use std::{
     io,
     rc::Rc,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 use tokio::{io::ReadBuf, net::TcpStream};
 use tokio_rustls::server::TlsStream;
@@ -17,12 +18,19 @@ use tokio_rustls::server::TlsStream;
 /// What a connection holds while it waits, in bytes, as measured (`loadtest/bench/attacks`, RSS per connection): before its
 /// client's first word, ...
 pub(crate) const SILENT: u64 = 2 * 1024;
-/// ... between two requests of HTTP/1.1, besides its TLS, ...
-pub(crate) const BETWEEN: u64 = 3 * 1024;
+/// ... between two requests of HTTP/1.1, besides its TLS: 4 KiB, and more than twice as much once thousands have come
+/// together and their buffers have gone again, as nothing else fits where those were, ...
+pub(crate) const BETWEEN: u64 = 9 * 1024;
 /// ... TLS, ...
 pub(crate) const TLS: u64 = 10 * 1024;
 /// ... and HTTP/2.
 pub(crate) const HTTP2: u64 = 32 * 1024;
+
+/// How long nothing happens on a connection of HTTP/1.1 until it is taken down to what it needs to wait: long enough for
+/// a busy one never to pay for it, ...
+const QUIET: Duration = Duration::from_millis(100);
+/// ... and where many are idle already, short enough for more that come together.
+const CROWDED: Duration = Duration::from_millis(20);
 
 /// A stream that can tell whether there is something to read without reading it, so that nobody has to keep room for it.
 pub trait Readable {
@@ -109,6 +117,12 @@ impl Idle {
         self.closed.increment(waiting.fit());
     }
 
+    /// How soon a connection of HTTP/1.1 comes here.
+    pub(crate) fn after(&self) -> Duration {
+        let waiting = self.waiting.borrow();
+        if waiting.bytes > waiting.most / 8 { CROWDED } else { QUIET }
+    }
+
     /// A connection is idle from now on, and holds so many bytes.
     pub(crate) fn enter(self: &Rc<Self>, bytes: u64) -> Place {
         let mut waiting = self.waiting.borrow_mut();
@@ -187,6 +201,17 @@ mod tests {
             1 => (0..500_u64).prop_map(Step::Resize),
             1 => Just(Step::MakeRoom),
         ]
+    }
+
+    #[test]
+    fn a_crowd_is_taken_down_sooner() {
+        let idle = Idle::new(800);
+        let one = idle.enter(100);
+        assert_eq!(idle.after(), QUIET);
+        let _two = idle.enter(1);
+        assert_eq!(idle.after(), CROWDED);
+        drop(one);
+        assert_eq!(idle.after(), QUIET);
     }
 
     proptest! {

@@ -112,7 +112,7 @@ impl Answering {
         self.turn.unanswered.store(0, Ordering::Relaxed);
     }
 
-    /// Passes on the interim responses to `request`, an attempt at answering this one. Costs three allocations.
+    /// Passes on the interim responses to `request`, an attempt at answering this one. Costs four allocations.
     pub(crate) async fn hear_interim<B>(&self, request: &mut Request<B>) {
         let (turn, number) = (Arc::clone(&self.turn), self.request);
         // they come in while the connection's task waits for something else

@@ -16,7 +16,7 @@ use crate::{
     source::RequestBody,
 };
 use futures_util::future::Either;
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response, uri::Scheme};
 use hyper::{
     body::Incoming,
     client::conn::{TrySendError, http1},
@@ -193,7 +193,7 @@ impl Pool {
 
     async fn dial_stream(&self, endpoint: &Arc<Endpoint>) -> Result<Stream, Reject> {
         let number = || self.shared.number_connection();
-        if endpoint.node.scheme() == "http" {
+        if endpoint.node.scheme() == Scheme::HTTP {
             return self.streams.dial(endpoint, async || Ok((reached(endpoint).await?, number()))).await;
         }
         let secured = async || match connect(endpoint).await? {

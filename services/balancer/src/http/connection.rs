@@ -181,7 +181,7 @@ impl Server {
         http1.keep_alive(!visit.draining.is_cancelled());
         let connection = http1.serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection.with_upgrades());
-        let mut waiting = Waiting::new(&visit.turn, visit.config.header_timeout);
+        let mut waiting = Waiting::new(&visit.turn, visit.edge.idle.after(), visit.config.header_timeout);
         tokio::select! {
             biased;
             ended = poll_fn(|cx| waiting.poll(connection.as_mut(), cx)) => return ended,

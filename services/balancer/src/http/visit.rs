@@ -31,10 +31,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How long nothing happens on a connection of HTTP/1.1 until it is taken down to what it needs to wait: long enough for
-/// a busy one never to pay for it, short enough for many that come together.
-const QUIET: Duration = Duration::from_millis(100);
-/// And of HTTP/2, until it counts as idle.
+/// How long a connection of HTTP/2 has no request until it counts as idle.
 const QUIET_HTTP2: Duration = Duration::from_secs(1);
 
 /// How HTTP/1.1 ended on a connection.
@@ -55,8 +52,8 @@ pub(super) struct Waiting<'a> {
 }
 
 impl<'a> Waiting<'a> {
-    pub(super) fn new(turn: &'a Turn, head: Duration) -> Self {
-        Self { turn, begun: turn.begun(), quiet: Patience::new(QUIET), head: Patience::new(head) }
+    pub(super) fn new(turn: &'a Turn, quiet: Duration, head: Duration) -> Self {
+        Self { turn, begun: turn.begun(), quiet: Patience::new(quiet), head: Patience::new(head) }
     }
 
     /// `None`: nothing has happened for a while.
