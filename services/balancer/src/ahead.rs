@@ -140,6 +140,11 @@ impl Ahead {
         shelf.relay.is_none() && shelf.parts.is_empty() && shelf.error.is_none() && shelf.trailers.is_none()
     }
 
+    /// It still comes, over a connection and with a permit.
+    pub(crate) fn is_placed(&self) -> bool {
+        self.shelf.borrow().relay.is_some()
+    }
+
     pub(crate) fn size_hint(&self) -> SizeHint {
         self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }

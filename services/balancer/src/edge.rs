@@ -2,7 +2,8 @@
 //! has to finish. Nothing in here is shared with another core, so nothing in here is locked.
 
 use crate::{
-    Shared, accesslog::AccessLog, app::Permit, buffers::Buffers, metrics::EdgeMetrics, trace::Trace, upstream::Pool,
+    Shared, accesslog::AccessLog, app::Permit, buffers::Buffers, metrics::EdgeMetrics, stalls::Stalls, trace::Trace,
+    upstream::Pool,
 };
 use chassis::config::Fraction;
 use http::HeaderValue;
@@ -21,6 +22,7 @@ pub struct Edge {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
     pub(crate) buffers: Rc<Buffers>,
+    pub(crate) stalls: Rc<Stalls>,
     pub(crate) log: AccessLog,
     pub(crate) metrics: EdgeMetrics,
     rng: RefCell<SmallRng>,
@@ -35,6 +37,7 @@ impl Edge {
         Self {
             pool: Pool::new(Arc::clone(&shared)),
             buffers: Buffers::new(shared.config.load().buffers_per_core()),
+            stalls: Rc::default(),
             shared,
             log,
             metrics: EdgeMetrics::register(),

@@ -5,6 +5,7 @@
 //! Limits: the head's bytes, fields and time, HTTP/2's streams and resets, the body's bytes and time. Of HTTP/1.1 hyper
 //! gets to see only what `strict` lets through, so that every request is answered, counted and logged by us.
 
+mod executor;
 mod target;
 
 use crate::{
@@ -15,13 +16,14 @@ use crate::{
     forward::{Answer, Head, forward},
     hops,
     host::{self, Host},
+    leash::Leash,
     origin::{Hop, Origin},
     patience::Patient,
     record::Record,
     redirect,
     reject::Reject,
     route::Target,
-    source::{BodyLimits, RequestSource},
+    source::{BodyLimits, RequestSource, Sender},
     strict::{Answering, Strict, Turn},
     trace::Trace,
     trailers,
@@ -30,7 +32,6 @@ use crate::{
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::{
     body::Incoming,
-    rt::Executor,
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -39,7 +40,6 @@ use proto::framing::Limits;
 use std::{
     cell::Cell,
     convert::Infallible,
-    future::Future,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -49,6 +49,8 @@ use tokio::{
     sync::Notify,
 };
 use tokio_util::sync::CancellationToken;
+
+use executor::LocalExecutor;
 
 /// Header fields of a request. hyper's own limit for HTTP/1.1; HTTP/2 has none, so we count.
 const FIELDS: usize = 100;
@@ -87,16 +89,7 @@ pub struct Server {
     redirect_to: Option<u16>,
     http1: http1::Builder,
     http2: http2::Builder<LocalExecutor>,
-}
-
-/// Puts HTTP/2's tasks on this core; they end with its runtime.
-#[derive(Clone, Copy, Debug)]
-struct LocalExecutor;
-
-impl<F: Future<Output = ()> + 'static> Executor<F> for LocalExecutor {
-    fn execute(&self, task: F) {
-        tokio::task::spawn_local(task);
-    }
+    executor: LocalExecutor,
 }
 
 /// The protocol the handshake agreed on.
@@ -111,7 +104,8 @@ impl Server {
     pub fn new(edge: &Rc<Edge>, scheme: &'static str, redirect_to: Option<u16>) -> Self {
         let mut http1 = http1::Builder::new();
         http1.timer(TokioTimer::new()).max_header_size(HEAD).max_buf_size(BUFFER);
-        let mut http2 = http2::Builder::new(LocalExecutor);
+        let executor = LocalExecutor::default();
+        let mut http2 = http2::Builder::new(executor.clone());
         http2
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS)
@@ -124,7 +118,7 @@ impl Server {
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING)
             .enable_connect_protocol();
-        Self { edge: Rc::clone(edge), scheme, redirect_to, http1, http2 }
+        Self { edge: Rc::clone(edge), scheme, redirect_to, http1, http2, executor }
     }
 
     /// Serves one connection to its end. Once `draining`, requests in flight are answered and no more taken:
@@ -152,6 +146,7 @@ impl Server {
         let tunnels: Rc<Tunnels> = Rc::default();
         let turn = Arc::<Turn>::default();
         let mut remains = None;
+        let leash = Rc::new(Leash::new(config.body_timeout));
         let service = service_fn(|request| {
             any.set(true);
             served.set(served.get() + 1);
@@ -160,11 +155,20 @@ impl Server {
                 worn.notify_one();
             }
             let answering = (protocol == Protocol::Http1).then(|| turn.begin());
+            let leash = match protocol {
+                Protocol::Http1 => Rc::clone(&leash),
+                Protocol::Http2 => {
+                    let leash = Rc::new(Leash::new(config.body_timeout));
+                    self.executor.leash.replace(Some(Rc::clone(&leash)));
+                    leash
+                }
+            };
             let (edge, hop) = (Rc::clone(&self.edge), Rc::clone(&hop));
             let tunnels = Rc::clone(&tunnels);
             async move {
                 // not a part of the connection, which keeps room for one even while it is idle
-                let mut response = Box::pin(handle(edge, &hop, redirect_to, request, answering, &tunnels)).await;
+                let mut response =
+                    Box::pin(handle(edge, &hop, redirect_to, request, (answering, leash), &tunnels)).await;
                 if last && protocol == Protocol::Http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                     // said, so that the client sends nothing more that would be lost
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -180,17 +184,25 @@ impl Server {
                 http1.keep_alive(!draining.is_cancelled());
                 let connection = http1.serve_connection(TokioIo::new(stream), service);
                 let mut connection = Box::pin(connection.with_upgrades());
+                let serving = async {
+                    tokio::select! {
+                        biased;
+                        ended = connection.as_mut() => ended,
+                        () = draining.cancelled(), if !draining.is_cancelled() => {
+                            // Closed now, an idle connection might meet its client's next request on the way. Where another
+                            // process serves there is time: the next answer says that it is the last.
+                            if !self.edge.shared.taken_over.load(Ordering::Relaxed) {
+                                connection.as_mut().graceful_shutdown();
+                            }
+                            connection.await
+                        }
+                    }
+                };
                 tokio::select! {
                     biased;
-                    ended = connection.as_mut() => ended,
-                    () = draining.cancelled(), if !draining.is_cancelled() => {
-                        // Closed now, an idle connection might meet its client's next request on the way. Where another
-                        // process serves there is time: the next answer says that it is the last.
-                        if !self.edge.shared.taken_over.load(Ordering::Relaxed) {
-                            connection.as_mut().graceful_shutdown();
-                        }
-                        connection.await
-                    }
+                    ended = serving => ended,
+                    // in the middle of an answer: there is nothing more to say
+                    () = leash.stopped() => return,
                 }
             }
             Protocol::Http2 => {
@@ -241,7 +253,7 @@ async fn handle(
     hop: &Hop,
     redirect_to: Option<u16>,
     mut request: Request<Incoming>,
-    answering: Option<Answering>,
+    (answering, leash): (Option<Answering>, Rc<Leash>),
     tunnels: &Tunnels,
 ) -> Response<Body> {
     let wish = Wish::of(&mut request, &edge, tunnels);
@@ -261,6 +273,7 @@ async fn handle(
     }
     record.trace = Trace::of(&head.headers);
     record.answering = answering;
+    record.leash = Some(leash);
     let answered = answer(&edge, (hop, &origin), redirect_to, (head, incoming), wish, &mut record).await;
     let (mut response, tunnel) = match answered {
         Ok(answered) => answered,
@@ -336,7 +349,7 @@ async fn answer(
     let limits = BodyLimits { bytes: config.max_body.as_u64(), stall: config.body_timeout };
     drop(config);
     let length = http_body::Body::size_hint(&incoming).exact();
-    let body = RequestSource::new(incoming, limits, &edge.buffers)?;
+    let body = RequestSource::new(incoming, Sender::new(edge, record.client.into(), app), limits, &edge.buffers)?;
     record.body.clone_from(&body);
 
     let uri = target::of_route(&head.uri, &route)?;

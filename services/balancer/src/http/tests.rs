@@ -38,6 +38,7 @@ mod proxies;
 mod queueing;
 mod settling;
 mod slow;
+mod stalls;
 mod traces;
 mod trailers;
 mod tunnels;
