@@ -16,7 +16,7 @@ use chassis::{
     identity::{EnrolConfig, Identity, Role},
     lifecycle::{Commands, Lifecycle, Phase},
     listen::ListenAddr,
-    telemetry::PrometheusHandle,
+    telemetry::Metrics,
 };
 use std::{
     io,
@@ -86,7 +86,7 @@ const LAST: Duration = Duration::from_secs(10);
 pub async fn run(
     config: Config,
     shared: Shared,
-    telemetry: PrometheusHandle,
+    telemetry: Metrics,
     lifecycle: Lifecycle,
     mut commands: Commands,
 ) -> anyhow::Result<()> {

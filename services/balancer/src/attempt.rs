@@ -13,6 +13,7 @@ use crate::{
     reject::Reject,
     retry::Failure,
     source::{RequestBody, RequestSource},
+    strict::Answering,
     upstream::Connection,
 };
 use http::{HeaderMap, Request, Response, StatusCode, header};
@@ -43,15 +44,16 @@ pub(crate) struct Failed {
     settled: bool,
 }
 
-/// `begun`: when the permit was there.
+/// `begun`: when the permit was there. `client`: takes interim responses.
 pub(crate) async fn attempt(
     edge: &Edge,
     permit: &mut Permit,
     begun: Instant,
     head: &Head,
     body: Option<&Rc<RequestSource>>,
+    client: Option<&Answering>,
 ) -> Result<(Response<Incoming>, Connection), Failed> {
-    let result = exchange(edge, permit, begun, head, body).await;
+    let result = exchange(edge, permit, begun, head, body, client).await;
     match &result {
         Ok(_) => permit.judge(Ended::Answered(begun.elapsed())),
         Err(failed) => {
@@ -70,6 +72,7 @@ async fn exchange(
     begun: Instant,
     head: &Head,
     body: Option<&Rc<RequestSource>>,
+    client: Option<&Answering>,
 ) -> Result<(Response<Incoming>, Connection), Failed> {
     let endpoint = permit.endpoint();
     let mut connection = match edge.pool.take(endpoint, begun) {
@@ -82,6 +85,10 @@ async fn exchange(
     *request.uri_mut() = head.uri.clone();
     *request.headers_mut() = head.headers.clone();
     endpoint.node.sign(request.headers_mut(), &connection.name);
+    // our own workers send none
+    if let Some(client) = client.filter(|_| !endpoint.node.reports()) {
+        client.hear_interim(&mut request).await;
+    }
     let limit = endpoint.node.patience(edge.shared.config.load().response_timeout);
 
     permit.begin(connection.number);

@@ -18,7 +18,7 @@ use chassis::{
     discovery::Discovery,
     identity::{EnrolConfig, Identity, IdentityError, Role},
     lifecycle::Lifecycle,
-    telemetry::PrometheusHandle,
+    telemetry::Metrics,
 };
 use std::{
     collections::HashSet,
@@ -141,7 +141,7 @@ impl Control {
     }
 
     /// What the admin listener shows.
-    pub(crate) fn admin(&self, telemetry: PrometheusHandle, lifecycle: &Lifecycle) -> Admin {
+    pub(crate) fn admin(&self, telemetry: Metrics, lifecycle: &Lifecycle) -> Admin {
         let (shared, directory) = (Arc::clone(&self.shared), Arc::clone(&self.directory));
         let (standing, identity) = (self.standing.subscribe(), Arc::clone(&self.identity));
         let cluster = self.common.cluster.clone();

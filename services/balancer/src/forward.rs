@@ -87,7 +87,7 @@ pub(crate) async fn forward(
 
         let Failed { failure, reject, outcome, rest, .. } = {
             let mut watch = Watch { app, outcome: Outcome::ClientGone };
-            match attempt(edge, &mut permit, begun, head, body.as_ref()).await {
+            match attempt(edge, &mut permit, begun, head, body.as_ref(), record.hears_interim()).await {
                 Ok((response, connection)) => {
                     watch.outcome = Outcome::Answered;
                     app.metrics.upstream.record(begun.elapsed().as_secs_f64());

@@ -32,6 +32,7 @@ pub mod forward;
 pub mod hops;
 pub mod host;
 pub mod http;
+mod interim;
 mod leash;
 pub mod levels;
 pub mod listener;
@@ -72,7 +73,7 @@ use chassis::{
     discovery::Discovery,
     lifecycle::{Commands, Lifecycle, Phase},
     listen::ListenAddr,
-    telemetry::PrometheusHandle,
+    telemetry::Metrics,
 };
 use config::RouteTarget;
 use control::{Control, Kept};
@@ -279,7 +280,7 @@ async fn inherit(config: &mut Config, data: &Path) -> anyhow::Result<Inheritance
 pub async fn run(
     mut config: Config,
     common: chassis::config::Shared,
-    telemetry: PrometheusHandle,
+    telemetry: Metrics,
     lifecycle: Lifecycle,
     commands: Commands,
     reread: Reread,

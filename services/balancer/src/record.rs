@@ -133,6 +133,11 @@ impl Record {
         self.leash.as_ref().is_some_and(|leash| leash.reason().is_some())
     }
 
+    /// The client, where interim responses can go to it: HTTP/1.0 has none (RFC 9110, section 15.2).
+    pub(crate) fn hears_interim(&self) -> Option<&Answering> {
+        self.answering.as_ref().filter(|_| self.version == Version::HTTP_11)
+    }
+
     /// It ended before its answer did, and nobody else is to blame: the client left, or we cut it off.
     pub(crate) fn abandon(&mut self) {
         let stopped = self.leash.as_ref().and_then(|leash| leash.reason());

@@ -6,16 +6,21 @@
 //! serves the connection gets the stream back and answers. A body that breaks is an error to whoever reads it. Once another
 //! protocol is agreed on, bytes are just bytes.
 //!
-//! It costs one pass over each head, no allocation and no copy, and per request two stores and one reference count. Only
+//! On the way back the interim responses of a request are put in front of its answer, which hyper cannot do.
+//!
+//! It costs one pass over each head, no allocation and no copy, and per request a few stores and one reference count. Only
 //! what comes between a wish for another protocol and its answer is copied.
 
+use crate::interim::Interim;
+use http::Request;
 use proto::framing::{Fault, Framing, Limits, Place, Seen};
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker, ready},
 };
@@ -32,34 +37,67 @@ pub(crate) struct Turn {
     busy: AtomicBool,
     /// The bytes are no HTTP any more.
     switched: AtomicBool,
+    /// Requests so far, which is also the last one's number.
+    begun: AtomicU64,
+    /// The request whose answer has not begun; 0 when there is none.
+    unanswered: AtomicU64,
+    interim: Interim,
 }
 
 /// A request that is being answered.
 #[derive(Debug)]
-pub(crate) struct Answering(Arc<Turn>);
+pub(crate) struct Answering {
+    turn: Arc<Turn>,
+    request: u64,
+}
 
 impl Turn {
     /// To be called before the request's future: hyper reads on before it polls that.
     pub(crate) fn begin(self: &Arc<Self>) -> Answering {
+        let request = self.begun.load(Ordering::Relaxed) + 1;
+        self.begun.store(request, Ordering::Relaxed);
+        self.unanswered.store(request, Ordering::Relaxed);
         self.busy.store(true, Ordering::Relaxed);
-        Answering(Arc::clone(self))
+        Answering { turn: Arc::clone(self), request }
     }
 
     fn is_busy(&self) -> bool {
         self.busy.load(Ordering::Relaxed)
+    }
+
+    fn is_unanswered(&self) -> bool {
+        self.unanswered.load(Ordering::Relaxed) != 0
     }
 }
 
 impl Answering {
     /// The answer is 101: what follows is another protocol.
     pub(crate) fn switch(&self) {
-        self.0.switched.store(true, Ordering::Relaxed);
+        self.turn.switched.store(true, Ordering::Relaxed);
+    }
+
+    /// The answer is there: nothing comes before it any more but what came in time. To be called where hyper gets it.
+    pub(crate) fn answered(&self) {
+        self.turn.unanswered.store(0, Ordering::Relaxed);
+    }
+
+    /// Passes on the interim responses to `request`, an attempt at answering this one. Costs three allocations.
+    pub(crate) async fn hear_interim<B>(&self, request: &mut Request<B>) {
+        let (turn, number) = (Arc::clone(&self.turn), self.request);
+        // they come in while the connection's task waits for something else
+        let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+        hyper::ext::on_informational(request, move |response| {
+            if turn.unanswered.load(Ordering::Relaxed) == number {
+                turn.interim.put(number, response.status(), response.headers());
+                waker.wake_by_ref();
+            }
+        });
     }
 }
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.busy.store(false, Ordering::Relaxed);
+        self.turn.busy.store(false, Ordering::Relaxed);
     }
 }
 
@@ -107,6 +145,8 @@ pub(crate) struct Strict<S> {
     ended: bool,
     /// Waits for the answer before.
     waits: Option<Waker>,
+    /// The rest of interim responses that are being written.
+    interim: Vec<u8>,
     remains: Arc<Mutex<Option<Left<S>>>>,
 }
 
@@ -125,6 +165,7 @@ impl<S> Strict<S> {
             told: false,
             ended: false,
             waits: None,
+            interim: Vec::new(),
             remains: Arc::clone(&remains),
         };
         (strict, Remains(remains))
@@ -262,9 +303,31 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strict<S> {
     }
 }
 
+impl<S: AsyncWrite + Unpin> Strict<S> {
+    /// What has to be written before anything that hyper writes next. Everything before is on its way, or else the answer
+    /// stands right behind that already, with no place left between them.
+    fn poll_before(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.turn.interim.waits() && (self.flushed || !self.turn.is_unanswered()) {
+            let bytes = self.turn.interim.take(self.turn.begun.load(Ordering::Relaxed));
+            if self.flushed {
+                self.interim.extend(bytes);
+            }
+        }
+        while !self.interim.is_empty() {
+            let written = ready!(stream(&mut self.stream).poll_write(cx, &self.interim))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.interim.drain(..written);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        ready!(this.poll_before(cx))?;
         this.flushed = false;
         stream(&mut this.stream).poll_write(cx, bytes)
     }
@@ -275,6 +338,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        ready!(this.poll_before(cx))?;
         this.flushed = false;
         stream(&mut this.stream).poll_write_vectored(cx, slices)
     }
@@ -289,6 +353,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
         let this = self.get_mut();
         ready!(stream(&mut this.stream).poll_flush(cx))?;
         this.flushed = true;
+        // of an answer that is there already hyper writes the first byte before it flushes
+        if !this.interim.is_empty() || this.turn.interim.waits() && this.turn.is_unanswered() {
+            ready!(this.poll_before(cx))?;
+            ready!(stream(&mut this.stream).poll_flush(cx))?;
+        }
         if !this.turn.is_busy()
             && let Some(waits) = this.waits.take()
         {

@@ -24,7 +24,7 @@ use chassis::{
     config::Shared,
     identity::{ClientAuth, Identity, Material},
     lifecycle::{Lifecycle, Phase},
-    telemetry::PrometheusHandle,
+    telemetry::Metrics,
 };
 use proto::{certificates::certificates_server::CertificatesServer, identity::identity_server::IdentityServer};
 use rcgen::{CertificateParams, KeyPair};
@@ -43,12 +43,7 @@ const TICK: Duration = Duration::from_secs(10);
 const LAST_CALLS: Duration = Duration::from_secs(2);
 
 /// Runs the role until the lifecycle drains it.
-pub async fn run(
-    config: Config,
-    shared: Shared,
-    telemetry: PrometheusHandle,
-    lifecycle: Lifecycle,
-) -> anyhow::Result<()> {
+pub async fn run(config: Config, shared: Shared, telemetry: Metrics, lifecycle: Lifecycle) -> anyhow::Result<()> {
     let listener = TcpListener::from_std(config.listen.bind().context("cert_sidecar.listen")?)?;
     tracing::info!(address = %listener.local_addr()?, "listening for enrolment and certificates");
     let readiness = Readiness::new();

@@ -9,8 +9,8 @@ use chassis::{
     identity::{ConnectError, EnrolConfig, Identity, JoinToken, Role},
     lifecycle::{Lifecycle, Phase},
     listen::{ListenAddr, Reservation, reserve},
+    telemetry::Metrics,
 };
-use metrics_exporter_prometheus::PrometheusBuilder;
 use proto::{
     certificates::{Acknowledgement, EntryResult, FetchRequest, Manifest, certificates_client::CertificatesClient},
     identity::{EnrolRequest, RenewRequest, identity_client::IdentityClient},
@@ -86,8 +86,7 @@ impl Sidecar {
     }
 
     fn run(&self, lifecycle: Lifecycle) -> impl Future<Output = anyhow::Result<()>> + Send + use<> {
-        let metrics = PrometheusBuilder::new().build_recorder().handle();
-        cert_sidecar::run(self.config.clone(), self.shared.clone(), metrics, lifecycle)
+        cert_sidecar::run(self.config.clone(), self.shared.clone(), Metrics::default(), lifecycle)
     }
 
     async fn stop(&mut self) {

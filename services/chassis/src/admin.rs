@@ -6,20 +6,22 @@ mod readiness;
 
 pub use readiness::{Latch, Readiness};
 
-use crate::lifecycle::{Lifecycle, Phase};
+use crate::{
+    lifecycle::{Lifecycle, Phase},
+    telemetry::Metrics,
+};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     task::JoinSet,
-    time::{Instant, interval, sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 /// Probes, a few Prometheis and people; more is a mistake or an attack.
@@ -29,8 +31,6 @@ const HEAD_LIMIT: Duration = Duration::from_secs(30);
 /// After this a connection is asked to end, so that a slow reader does not hold its place for ever.
 const CONNECTION_LIFE: Duration = Duration::from_secs(120);
 const LAST_ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// How often histograms are folded into their buckets between scrapes; without it they grow until somebody scrapes.
-const UPKEEP: Duration = Duration::from_secs(5);
 /// After a failed accept that is not one connection's own fault: out of descriptors. At once it would fail again.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -44,7 +44,7 @@ pub type StatusPage = Arc<dyn Fn() -> Value + Send + Sync>;
 pub struct Admin {
     pub readiness: Readiness,
     pub lifecycle: Lifecycle,
-    pub metrics: PrometheusHandle,
+    pub metrics: Metrics,
     pub renderers: Vec<Renderer>,
     /// `version`, `uptime_s` and `ready` are added where it lacks them.
     pub status: StatusPage,
@@ -55,10 +55,8 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
     let page = Arc::new(Page { admin, since: Instant::now() });
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
-    let mut upkeep = interval(UPKEEP);
     loop {
         tokio::select! {
-            _ = upkeep.tick() => page.admin.metrics.run_upkeep(),
             Some(_) = connections.join_next() => {}
             (place, accepted) = accept(&listener, &places) => match accepted {
                 Ok(stream) => {
@@ -186,14 +184,13 @@ fn respond(status: StatusCode, content_type: &'static str, text: String) -> Resp
 mod tests {
     use super::*;
     use http_body_util::BodyExt as _;
-    use metrics_exporter_prometheus::PrometheusBuilder;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     fn admin() -> Admin {
         Admin {
             readiness: Readiness::new(),
             lifecycle: Lifecycle::new(),
-            metrics: PrometheusBuilder::new().build_recorder().handle(),
+            metrics: Metrics::default(),
             renderers: vec![Arc::new(|text| text.push_str("servery_balancer_node_busy{node=\"a\"} 1\n"))],
             status: Arc::new(|| json!({ "role": "balancer", "uptime_s": 7 })),
         }

@@ -1,24 +1,23 @@
 //! Logging and metrics of a process. In: `SERVERY_LOG`. Out: log lines on stderr (which may be a `log_file` by then) and the
 //! handle that renders the metrics. The access log is not here: the balancer writes it itself, on stdout.
 
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
+mod histogram;
+mod recorder;
+
+pub use recorder::Metrics;
+
+use recorder::Recorder;
 use std::io::IsTerminal as _;
 use tracing_subscriber::EnvFilter;
-
-pub use metrics_exporter_prometheus::PrometheusHandle;
 
 /// Tracing directives such as `info,balancer::registry=debug`.
 const VARIABLE: &str = "SERVERY_LOG";
 const DEFAULT: &str = "info";
 
-/// Upper bounds of every `*_seconds` histogram: from a hello over loopback to the default response timeout's half.
-/// Three to a decade, so that a quantile is off by less than a factor of 2.5.
-const SECONDS: [f64; 15] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
-
 /// Installs the process's log and metrics recorder; call it once, in `main`. A second call leaves the first recorder
 /// in place and gives a handle that shows nothing, which is what a test wants. Not `measured`, where nobody can ask for
 /// the metrics: then nothing is recorded, and recording costs nothing.
-pub fn init(role: &str, measured: bool) -> PrometheusHandle {
+pub fn init(role: &str, measured: bool) -> Metrics {
     let directives = std::env::var(VARIABLE).ok();
     let parsed = directives.as_deref().map(EnvFilter::try_new).transpose();
     let (filter, refused) = match parsed {
@@ -34,16 +33,13 @@ pub fn init(role: &str, measured: bool) -> PrometheusHandle {
         tracing::warn!(%error, "{VARIABLE} is not understood, logging at {DEFAULT}");
     }
 
-    let recorder = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
-        .expect("the bounds are not empty")
-        .build_recorder();
-    let handle = recorder.handle();
+    let recorder = Recorder::new();
+    let metrics = recorder.metrics();
     if measured {
         let _ = metrics::set_global_recorder(recorder);
     }
     metrics::gauge!(format!("servery_{role}_build_info"), "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-    handle
+    metrics
 }
 
 #[cfg(test)]
@@ -52,9 +48,9 @@ mod tests {
 
     #[test]
     fn durations_are_counted_in_buckets_and_the_build_is_named() {
-        let handle = init("balancer", true);
+        let metrics = init("balancer", true);
         metrics::histogram!("servery_balancer_test_seconds").record(0.3);
-        let text = handle.render();
+        let text = metrics.render();
         assert!(text.contains(r#"servery_balancer_test_seconds_bucket{le="0.25"} 0"#), "{text}");
         assert!(text.contains(r#"servery_balancer_test_seconds_bucket{le="0.5"} 1"#), "{text}");
         assert!(text.contains(&format!("servery_balancer_build_info{{version={:?}}} 1", env!("CARGO_PKG_VERSION"))));

@@ -1,6 +1,7 @@
 use super::*;
 use crate::farewell;
 use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -146,5 +147,93 @@ proptest! {
         let (answers, _, _) = runtime.block_on(exchange(&pieces));
         prop_assert!(!answers.contains("HTTP/1.1 4"), "{answers}");
         prop_assert!(!answers.contains("HTTP/1.0 4"), "{answers}");
+    }
+}
+
+/// One answer: what is said before it, each so long and after so many turns, and how long it is.
+type Said = (Vec<(usize, usize)>, usize);
+
+/// What a client that reads so much at a time gets for as many requests at once as there are answers.
+async fn answers_with_interim(plan: &[Said], at_once: usize) -> Vec<u8> {
+    let (client, server) = tokio::io::duplex(64);
+    let turn = Arc::<Turn>::default();
+    let number = Cell::new(0);
+    let (stream, _remains) = Strict::new(server, LIMITS, &turn);
+    let service = service_fn(|_: Request<Incoming>| {
+        let answering = turn.begin();
+        let (before, length) = plan[number.get()].clone();
+        number.set(number.get() + 1);
+        let number = number.get();
+        async move {
+            for (long, turns) in before {
+                let link = HeaderValue::try_from(format!("{number};{}", "x".repeat(long))).unwrap();
+                let headers = HeaderMap::from_iter([(header::LINK, link)]);
+                answering.turn.interim.put(answering.request, StatusCode::EARLY_HINTS, &headers);
+                for _ in 0..turns {
+                    tokio::task::yield_now().await;
+                }
+            }
+            let text = number.to_string().repeat(length);
+            let response = Response::builder().header(header::CONTENT_LENGTH, text.len());
+            answering.answered();
+            let body = Full::new(Bytes::from(text)).map_frame(move |frame| {
+                let _lasts = &answering;
+                frame
+            });
+            Ok::<_, Infallible>(response.body(body).unwrap())
+        }
+    });
+    let (mut reads, mut writes) = tokio::io::split(client);
+    let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let asking = async {
+        writes.write_all(&GET.repeat(plan.len() - 1)).await.unwrap();
+        writes.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+    };
+    let mut answers = Vec::new();
+    let listening = async {
+        let mut buffer = vec![0; at_once];
+        loop {
+            let read = reads.read(&mut buffer).await.unwrap();
+            if read == 0 {
+                break;
+            }
+            answers.extend_from_slice(&buffer[..read]);
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    };
+    let (served, (), ()) = tokio::join!(serving, asking, listening);
+    served.unwrap();
+    answers
+}
+
+proptest! {
+    #[test]
+    fn interim_responses_stand_before_their_answer_or_nowhere(
+        plan in prop::collection::vec((prop::collection::vec((0..200_usize, 0..4_usize), 0..5), 0..400_usize), 1..6),
+        at_once in 1..100_usize,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let answers = String::from_utf8(runtime.block_on(answers_with_interim(&plan, at_once))).unwrap();
+        let mut rest = answers.as_str();
+        for (number, (before, length)) in (1..).zip(&plan) {
+            let mut interim = 0;
+            let head = loop {
+                let (head, after) = rest.split_once("\r\n\r\n").unwrap();
+                rest = after;
+                if !head.starts_with("HTTP/1.1 103 ") {
+                    break head;
+                }
+                let links = format!("HTTP/1.1 103 Early Hints\r\nlink: {number};");
+                prop_assert!(head.strip_prefix(&links).is_some_and(|long| long.len() == before[interim].0), "{head}");
+                interim += 1;
+            };
+            prop_assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+            let body = number.to_string().repeat(*length);
+            prop_assert!(rest.starts_with(&body), "{rest}");
+            rest = &rest[body.len()..];
+            // where nothing is on its way before them none is left out
+            prop_assert!(number > 1 || interim == before.len(), "{interim} of {before:?}");
+        }
+        prop_assert_eq!(rest, "");
     }
 }
