@@ -94,7 +94,7 @@ impl Shelf {
             match std::task::ready!(relay.poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(part) => {
-                        self.share.keep(&part);
+                        let part = self.share.keep(part);
                         self.parts.push_back(part);
                     }
                     // bounded by hyper, as heads are

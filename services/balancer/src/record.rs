@@ -125,7 +125,8 @@ impl Record {
             patience: (self.version >= Version::HTTP_2).then_some(leash.patience),
             stop,
         };
-        Some(self.edge.stalls.begin(exchange, Instant::now()))
+        let now = Instant::now();
+        Some(self.edge.stalls.begin(exchange, now, now))
     }
 
     /// It was ended while the client had not taken all of its answer.

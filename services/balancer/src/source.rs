@@ -10,7 +10,7 @@ use crate::{
     edge::Edge,
     patience::Patience,
     reject::Reject,
-    stalls::{Exchange, Stall, Stalls, Stop},
+    stalls::{Exchange, Pace, Stall, Stalls, Stop},
     trailers,
 };
 use bytes::Bytes;
@@ -30,8 +30,10 @@ use std::{
 use tokio::time::Instant;
 
 /// How much of a body is kept for another attempt when it was not read ahead. Kept parts are shared with the
-/// connection's buffer, not copied, and only until the response head is here.
+/// connection's buffer unless they are small, and only until the response head is here.
 const REPLAY_BYTES: u64 = 64 * 1024;
+/// In no more parts than these.
+const REPLAY_PARTS: usize = 1024;
 
 /// The limits of request bodies.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +102,7 @@ struct Kept {
 
 impl Kept {
     fn push(&mut self, part: Bytes) {
-        self.share.keep(&part);
+        let part = self.share.keep(part);
         self.parts.push_back(part);
     }
 
@@ -182,7 +184,14 @@ impl RequestSource {
         self.sent.set(false);
         self.reading.borrow_mut().kept.passed = 0;
         let source = Rc::clone(self);
-        RequestBody(Some(Reader { source, attempt: self.attempt.get(), passed: 0, trailed: false, stall: None }))
+        RequestBody(Some(Reader {
+            source,
+            attempt: self.attempt.get(),
+            passed: 0,
+            trailed: false,
+            waiting: None,
+            pace: Pace::default(),
+        }))
     }
 
     /// Nothing of what was received has been thrown away.
@@ -222,7 +231,7 @@ impl RequestSource {
         let polled = ready!(self.poll_new(cx));
         if let Some(Ok(part)) = &polled {
             let kept = &mut self.reading.borrow_mut().kept;
-            if self.received.get() > REPLAY_BYTES {
+            if self.received.get() > REPLAY_BYTES || kept.parts.len() >= REPLAY_PARTS {
                 kept.forget();
             } else if kept.whole {
                 kept.push(part.clone());
@@ -241,12 +250,12 @@ impl RequestSource {
     }
 
     /// While it awaits the next part it holds its attempt's permit for the client.
-    fn stall(self: &Rc<Self>) -> Stall {
+    fn stall(self: &Rc<Self>, since: Instant, now: Instant) -> Stall {
         let Sender { stalls, client, app } = &self.sender;
         let stop = Rc::downgrade(self);
         // how long it may last is for `poll_new` to say
         let exchange = Exchange { client: *client, place: Some(Arc::clone(app)), patience: None, stop };
-        stalls.begin(exchange, Instant::now())
+        stalls.begin(exchange, since, now)
     }
 
     /// The next part that nobody has seen yet.
@@ -325,7 +334,8 @@ struct Reader {
     /// It has passed on the trailers.
     trailed: bool,
     /// While it awaits a part.
-    stall: Option<Stall>,
+    waiting: Option<(Instant, Stall)>,
+    pace: Pace,
 }
 
 impl RequestBody {
@@ -360,12 +370,17 @@ impl HttpBody for RequestBody {
         }
         let polled = source.poll_next(cx);
         if polled.is_pending() {
-            reader.stall.get_or_insert_with(|| source.stall());
+            if reader.waiting.is_none() {
+                let now = Instant::now();
+                reader.waiting = Some((now, source.stall(reader.pace.since(now), now)));
+            }
             return Poll::Pending;
         }
-        reader.stall = None;
+        let waited = reader.waiting.take().map_or(Duration::ZERO, |(since, _)| since.elapsed());
         let polled = ready!(polled).transpose().map_err(BodyError::Request)?;
-        reader.passed += polled.as_ref().map_or(0, |data| data.len() as u64);
+        let length = polled.as_ref().map_or(0, |data| data.len() as u64);
+        reader.pace.came(length, waited);
+        reader.passed += length;
         let frame = polled.map(Frame::data).or_else(|| reader.trailers().map(Frame::trailers));
         reader.source.sent.set(reader.has_passed_all());
         Poll::Ready(frame.map(Ok))

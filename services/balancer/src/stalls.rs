@@ -20,9 +20,12 @@ use tokio::{
 };
 
 /// A client that does nothing for so long stands still. A slow one takes the next part before.
-const STALLED: Duration = Duration::from_millis(250);
+const STALLED: Duration = Duration::from_millis(100);
 /// How often those that wait are looked at.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(25);
+/// For each byte that a client sends it may be silent for so long: who sends less than 1 KB in a second stands still, or a byte
+/// now and then would be enough.
+const PER_BYTE: Duration = Duration::from_millis(1);
 
 /// What can be ended while hyper does not ask it for anything.
 pub(crate) trait Stop {
@@ -65,6 +68,25 @@ impl Cut {
     }
 }
 
+/// How far a client is behind the least that it has to send.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    behind: Duration,
+}
+
+impl Pace {
+    /// So many bytes came, after they were awaited for so long.
+    pub(crate) fn came(&mut self, bytes: u64, awaited: Duration) {
+        let paid = PER_BYTE.saturating_mul(u32::try_from(bytes).unwrap_or(u32::MAX));
+        self.behind = (self.behind + awaited).saturating_sub(paid);
+    }
+
+    /// Since when it stands still that begins to wait now.
+    pub(crate) fn since(&self, now: Instant) -> Instant {
+        now.checked_sub(self.behind).unwrap_or(now)
+    }
+}
+
 struct Entry {
     exchange: Exchange,
     since: Instant,
@@ -87,13 +109,17 @@ pub(crate) struct Stall {
 }
 
 impl Stalls {
-    /// It is the client's turn.
-    pub(crate) fn begin(self: &Rc<Self>, exchange: Exchange, now: Instant) -> Stall {
+    /// It is the client's turn now; `since`: when it would have begun to stand still, had it done all it did before.
+    pub(crate) fn begin(self: &Rc<Self>, exchange: Exchange, since: Instant, now: Instant) -> Stall {
+        let mut entry = Entry { exchange, since, told: None };
+        if now.saturating_duration_since(since) >= STALLED {
+            entry.tell(&self.called);
+        }
         let mut entries = self.entries.borrow_mut();
         if entries.is_empty() {
             self.begun.notify_one();
         }
-        Stall { stalls: Rc::clone(self), key: entries.insert(Entry { exchange, since: now, told: None }) }
+        Stall { stalls: Rc::clone(self), key: entries.insert(entry) }
     }
 
     fn look(&self, now: Instant) {
@@ -132,7 +158,13 @@ impl Entry {
         if self.exchange.patience.is_some_and(|patience| stood >= patience) {
             return stop.stop(Reject::ResponseStall);
         }
-        if let Some(app) = self.exchange.place.as_ref().filter(|_| self.told.is_none() && stood >= STALLED) {
+        if stood >= STALLED {
+            self.tell(called);
+        }
+    }
+
+    fn tell(&mut self, called: &Arc<Notify>) {
+        if let Some(app) = self.exchange.place.as_ref().filter(|_| self.told.is_none()) {
             let cut = Cut::new(called);
             self.told = Some((app.stall(self.exchange.client, self.since, Arc::clone(&cut)), cut));
         }
@@ -161,5 +193,30 @@ impl fmt::Debug for Stalls {
 impl fmt::Debug for Stall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stall").field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_byte_now_and_then_is_standing_still_and_a_slow_upload_is_not() {
+        let now = Instant::now();
+        let behind = |pace: &Pace| now.duration_since(pace.since(now));
+        let (mut dribble, mut slow) = (Pace::default(), Pace::default());
+        for _ in 0..10 {
+            dribble.came(1, SECOND);
+            slow.came(1100, SECOND);
+        }
+        assert!(behind(&dribble) > 9 * SECOND);
+        assert_eq!(behind(&slow), Duration::ZERO);
+        // what it sends makes up for what it did not
+        dribble.came(64 * 1024, Duration::ZERO);
+        assert_eq!(behind(&dribble), Duration::ZERO);
+        dribble.came(1, 2 * SECOND);
+        assert_eq!(behind(&dribble), 2 * SECOND - PER_BYTE);
     }
 }

@@ -112,18 +112,19 @@ async fn who_moves_keeps_its_places() {
     let mut clients = Vec::new();
     for _ in 0..PERMITS {
         let mut client = client_at(1, plane.http).await;
-        client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 16\r\n\r\n").await;
+        client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1600\r\n\r\n").await;
         let mut upstream = worker.accept().await;
         upstream.head().await;
         clients.push((client, upstream));
     }
     let mut other = client_at(2, plane.http).await;
     other.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    // for more than three times as long as one may stand still
+    // 2 KB in a second, for more than three times as long as one may stand still
+    let part = "x".repeat(100);
     for _ in 0..16 {
         for (client, upstream) in &mut clients {
-            client.send("x").await;
-            assert_eq!(upstream.exactly(1).await, "x");
+            client.send(&part).await;
+            assert_eq!(upstream.exactly(100).await, part);
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
