@@ -14,7 +14,7 @@ use crate::{
     retry::Failure,
     source::{RequestBody, RequestSource},
     strict::Answering,
-    upstream::Connection,
+    upstream::{Connection, Ending, ending},
 };
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -75,6 +75,9 @@ async fn exchange(
     client: Option<&Answering>,
 ) -> Result<(Response<Incoming>, Connection), Failed> {
     let endpoint = permit.endpoint();
+    if head.upgrade.is_some() && endpoint.node.speaks_http2() {
+        return Err(Failed::not_spoken());
+    }
     let mut connection = match edge.pool.take(endpoint, begun) {
         Some(connection) => connection,
         None => dial(edge, endpoint).await?,
@@ -92,7 +95,7 @@ async fn exchange(
     let limit = endpoint.node.patience(edge.shared.config.load().response_timeout);
 
     permit.begin(connection.number);
-    let mut answer = pin!(connection.sender.try_send_request(request));
+    let mut answer = pin!(connection.send(request));
     let mut now = Instant::now();
     let mut due = now + limit;
     let answer = loop {
@@ -117,7 +120,17 @@ async fn exchange(
             // of fresh connections that are closed at once there would be no end
             return if connection.reused { Failed::stale() } else { Failed::not_connected(Reject::UpstreamReset) };
         }
-        let failed = Failed::from_error(&error.into_error(), body.and_then(|body| body.broken()));
+        let error = error.into_error();
+        let failed = Failed::from_error(&error, body.and_then(|body| body.broken()));
+        match ending(&error) {
+            Some(Ending::Refused) => return Failed::refused(true),
+            Some(Ending::GoneAway) => {
+                edge.pool.forget(permit.endpoint());
+                return if connection.reused { Failed::stale() } else { Failed::not_connected(Reject::UpstreamReset) };
+            }
+            Some(Ending::Reset) => return failed,
+            None => {}
+        }
         if failed.failure != Failure::Reset || !connection.reused || permit.endpoint().node.reports() {
             return failed;
         }
@@ -200,6 +213,11 @@ impl Failed {
         let (rest, ended) = if busy { (REST_BUSY, Ended::Busy) } else { (REST_LEAVING, Ended::Unjudged) };
         let failed = Self::settled(Failure::Refused, Reject::Refused, Outcome::Refused);
         Self { rest: Some(rest), ended, ..failed }
+    }
+
+    /// Nobody there could change to another protocol.
+    fn not_spoken() -> Self {
+        Self::settled(Failure::Client, Reject::UnknownProtocol, Outcome::ClientGone)
     }
 
     fn timed_out() -> Self {

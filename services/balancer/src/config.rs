@@ -23,7 +23,7 @@ mod route;
 mod upstream;
 
 pub use route::{RouteConfig, RouteTarget};
-pub use upstream::{HealthConfig, HostHeader, Server, UpstreamConfig};
+pub use upstream::{HealthConfig, HostHeader, Server, UpstreamConfig, UpstreamProtocol};
 
 pub(crate) use route::{APP_NAME, is_app_name};
 

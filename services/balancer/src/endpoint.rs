@@ -1,6 +1,6 @@
 //! The balancer's view of one worker, and of the node it belongs to. Plain data: who may use it is decided in `dispatch`.
 
-use crate::{fields, foreign::Foreign};
+use crate::{config::UpstreamProtocol, fields, foreign::Foreign};
 use http::{HeaderMap, HeaderValue};
 use std::{
     collections::BTreeMap,
@@ -71,6 +71,19 @@ impl Node {
     /// request. What a server that does not report says with fields of ours means nothing.
     pub fn reports(&self) -> bool {
         matches!(self.server, Server::App { .. })
+    }
+
+    /// Requests to it are streams of connections that they share.
+    pub fn speaks_http2(&self) -> bool {
+        matches!(&self.server, Server::Foreign(foreign) if foreign.protocol == UpstreamProtocol::Http2)
+    }
+
+    /// What its own URL begins with.
+    pub fn scheme(&self) -> &'static str {
+        match &self.server {
+            Server::Foreign(foreign) if foreign.security.is_some() => "https",
+            Server::Foreign(_) | Server::App { .. } => "http",
+        }
     }
 
     /// How long a connection to it may be idle and still be used.

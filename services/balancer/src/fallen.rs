@@ -110,7 +110,12 @@ mod tests {
 
     #[test]
     fn whose_node_tells_nothing_is_not_counted() {
-        let foreign = Foreign { security: None, host: None, keepalive: Duration::ZERO };
+        let foreign = Foreign {
+            security: None,
+            host: None,
+            protocol: crate::config::UpstreamProtocol::Http1,
+            keepalive: Duration::ZERO,
+        };
         let address = ([127, 0, 0, 1], 1).into();
         let server = Server::Foreign(Arc::new(foreign));
         let node = Arc::new(Node { instance: "127.0.0.1:1".to_owned(), address, server, timeout: None });

@@ -2,6 +2,7 @@
 //! addresses, a request's fields. Out: the connection secured, the fields as that server wants them. It resolves nothing
 //! and dials nothing.
 
+use crate::config::UpstreamProtocol;
 use http::{HeaderMap, HeaderValue, header};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
@@ -19,6 +20,7 @@ pub struct Foreign {
     pub security: Option<Security>,
     /// What its requests name as `Host`; `None`: what the client named.
     pub host: Option<HeaderValue>,
+    pub protocol: UpstreamProtocol,
     /// How long a connection may be idle and still be used: shorter than the server keeps it.
     pub keepalive: Duration,
 }

@@ -3,7 +3,7 @@
 //! cleaning of its fields, the queue and the worker (`forward`).
 
 mod connection;
-mod executor;
+mod leashed;
 mod target;
 
 pub use connection::{Protocol, Server};

@@ -21,6 +21,7 @@ pub mod crowd;
 pub mod dispatch;
 pub mod edge;
 pub mod endpoint;
+mod executor;
 pub mod fallen;
 mod farewell;
 pub mod fields;

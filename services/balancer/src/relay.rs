@@ -106,17 +106,17 @@ impl Relay {
 
     fn finish(&mut self) {
         let Some(Held { edge, mut connection, mut permit, request }) = self.held.take() else { return };
-        let (ready, sent) = (connection.sender.is_ready(), request.is_none_or(|request| request.is_sent()));
+        let (ready, sent) = (connection.is_ready(), request.is_none_or(|request| request.is_sent()));
         // After an answer to half a request the worker may have more to do with it.
         if ready || sent {
             permit.settle();
         }
         if ready {
             edge.pool.put(connection, Instant::now());
-        } else if sent && !connection.sender.is_closed() {
+        } else if sent && !connection.is_closed() {
             let tracker = edge.tasks.clone();
             tracker.spawn_local(async move {
-                if tokio::time::timeout(READY_AGAIN, connection.sender.ready()).await.is_ok_and(|ready| ready.is_ok()) {
+                if tokio::time::timeout(READY_AGAIN, connection.ready()).await.is_ok_and(|ready| ready.is_ok()) {
                     edge.pool.put(connection, Instant::now());
                 }
             });

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -26,6 +26,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -249,7 +250,37 @@ impl Client {
 
     /// A TLS connection of its own that says whatever it is told.
     pub async fn raw(&self) -> anyhow::Result<Raw> {
-        Ok(Raw::over(self.tls_over(TcpStream::connect(self.address).await?).await?))
+        Ok(Raw::over(self.stream().await?))
+    }
+
+    /// The same for a client of somebody else's.
+    pub async fn stream(&self) -> anyhow::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(self.address).await?;
+        stream.set_nodelay(true)?;
+        self.tls_over(stream).await
+    }
+
+    /// A WebSocket, as raw bytes behind its handshake: a connection of its own over HTTP/1.1, a stream of the one connection
+    /// over HTTP/2 (RFC 8441), on which something has to have been answered before.
+    pub async fn websocket(&self, path: &str) -> anyhow::Result<Raw> {
+        if self.protocol == Protocol::Http2 {
+            let mut request = self.request("CONNECT", path, empty())?;
+            request.headers_mut().insert(http::header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+            request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+            let response = self.open(request).await?.response;
+            ensure!(response.status() == StatusCode::OK, "{}", response.status());
+            return Ok(Raw::over(TokioIo::new(hyper::upgrade::on(response).await?)));
+        }
+        let mut raw = self.raw().await?;
+        let (host, key) = (&self.authority, "dGhlIHNhbXBsZSBub25jZQ==");
+        raw.send(format!(
+            "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n"
+        ))
+        .await?;
+        let head = raw.until("\r\n\r\n").await?;
+        ensure!(head.starts_with("HTTP/1.1 101"), "{head}");
+        Ok(raw)
     }
 
     fn new(address: SocketAddr, authority: &str, protocol: Protocol, tls: Option<Arc<ClientConfig>>) -> Self {
@@ -387,7 +418,7 @@ impl Client {
         Ok(sender)
     }
 
-    async fn tls_over(&self, stream: TcpStream) -> anyhow::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    async fn tls_over(&self, stream: TcpStream) -> anyhow::Result<TlsStream<TcpStream>> {
         let config = self.tls.as_ref().context("a TLS client")?;
         let host = self.authority.rsplit_once(':').map_or(self.authority.as_str(), |(host, _)| host);
         let name = ServerName::try_from(host.to_owned())?;

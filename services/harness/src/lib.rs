@@ -16,6 +16,7 @@ mod footprint;
 pub mod intruder;
 mod listening;
 mod load;
+pub mod malformed;
 mod member;
 mod process;
 mod raw;

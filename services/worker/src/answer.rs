@@ -87,7 +87,7 @@ impl Answer {
     fn title(self) -> &'static str {
         match self {
             Self::Denied => "This address answers balancers only",
-            Self::NoHost => "The request has no Host field, or more than one",
+            Self::NoHost => "The request has no Host field, more than one, or one that names no host",
             Self::LineTooLong => "The request line is too long",
             Self::FieldsTooLarge => "The header fields are too many or too large",
             Self::BodyTooLarge => "The request's body is too large",

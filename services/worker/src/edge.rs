@@ -8,7 +8,7 @@ use crate::{
     answer::{Answer, REQUEST_ID, plain_id},
     proxy_protocol::Versions,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Version, header, uri::Authority};
 use ipnet::IpNet;
 use proto::{
     forwarding::{is_disguised, is_forwarding, is_ours, parse_address},
@@ -82,10 +82,16 @@ impl Edge {
         }
     }
 
-    /// What HTTP/1.1 asks of a request and hyper does not.
+    /// What HTTP/1.1 asks of a request and hyper does not: one host, and one that is none but a host and a port (RFC 9112,
+    /// section 3.2).
     pub(crate) fn check<B>(request: &Request<B>) -> Result<(), Answer> {
-        let hosts = request.headers().get_all(header::HOST).iter().count();
-        if hosts == 1 || hosts == 0 && request.version() < Version::HTTP_11 { Ok(()) } else { Err(Answer::NoHost) }
+        let mut hosts = request.headers().get_all(header::HOST).iter();
+        let well = match (hosts.next(), hosts.next()) {
+            (Some(host), None) => is_authority(host),
+            (None, _) => request.version() < Version::HTTP_11,
+            (Some(_), Some(_)) => false,
+        };
+        if well { Ok(()) } else { Err(Answer::NoHost) }
     }
 
     /// Takes out what only a trusted proxy, or a balancer, may say, and says where the request comes from.
@@ -150,7 +156,7 @@ fn contains(networks: &[IpNet], peer: Option<IpAddr>) -> bool {
 /// The port that the client asked for, as far as anybody has said it.
 fn port(headers: &HeaderMap) -> HeaderValue {
     let said = headers.get(X_FORWARDED_HOST).or_else(|| headers.get(header::HOST));
-    let said = said.and_then(|host| host.to_str().ok()).and_then(|host| host.parse::<http::uri::Authority>().ok());
+    let said = said.and_then(|host| host.to_str().ok()).and_then(|host| host.parse::<Authority>().ok());
     match said.and_then(|host| host.port_u16()) {
         Some(port) => HeaderValue::from(port),
         None if headers.get(X_FORWARDED_PROTO).is_some_and(|scheme| scheme == "https") => {
@@ -161,6 +167,11 @@ fn port(headers: &HeaderMap) -> HeaderValue {
 }
 
 /// One field with a list, as RFC 9110 section 5.3 allows: some applications look at the first field only.
+/// Without the name of a user, which is for nobody's `Host` (RFC 9110, section 7.2).
+fn is_authority(host: &HeaderValue) -> bool {
+    !host.as_bytes().contains(&b'@') && Authority::try_from(host.as_bytes()).is_ok()
+}
+
 fn append(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
     if !headers.contains_key(&name) {
         headers.insert(name, value.clone());

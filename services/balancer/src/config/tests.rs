@@ -185,6 +185,7 @@ fn a_route_may_lead_to_servers_that_are_no_app_servers() {
     assert!(Arc::ptr_eq(plain, same), "the same servers are one upstream");
     assert_eq!(plain.name, "upstream:10.0.0.5:8000");
     assert_eq!((plain.host, plain.max_connections, &plain.health), (HostHeader::Preserve, 1024, &None));
+    assert_eq!((plain.protocol, plain.keepalive), (UpstreamProtocol::Http1, Duration::from_millis(1500)));
     assert_eq!(config.reserves(), [("upstream:10.0.0.5:8000".to_owned(), vec![1])].into());
     assert_eq!(shop.name, "upstream:shop");
     let servers: Vec<_> =
@@ -200,6 +201,17 @@ fn a_route_may_lead_to_servers_that_are_no_app_servers() {
     let health = shop.health.as_ref().unwrap();
     assert_eq!((health.path.as_str(), health.interval, health.timeout), ("/healthz?x=1", SECOND, SECOND));
     assert_eq!((shop.host, shop.max_connections, shop.keepalive), (HostHeader::Upstream, 16, 30 * SECOND));
+}
+
+#[test]
+fn a_server_that_is_spoken_with_over_http2_keeps_its_connections_for_longer() {
+    for (server, protocol) in [("http://a", "h2c"), ("https://a", "h2")] {
+        let text = format!("[[balancer.route]]\nupstream = \"{server}\"\nprotocol = \"{protocol}\"\n");
+        let (config, ended) = read(&text);
+        ended.unwrap();
+        let RouteTarget::Upstream(upstream) = &config.routes[0].target else { panic!("{config:?}") };
+        assert_eq!((upstream.protocol, upstream.keepalive), (UpstreamProtocol::Http2, 60 * SECOND));
+    }
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -218,6 +230,14 @@ fn what_is_wrong_with_an_upstream_is_told_at_its_line() {
         (format!("{upstream}ca = \"/ca.pem\"\n"), 3, "ca"),
         (format!("{upstream}host_header = \"mine\"\n"), 3, "host_header"),
         (format!("{upstream}keepalive = 5\n"), 3, "keepalive"),
+        (format!("{upstream}protocol = \"http2\"\n"), 3, "protocol"),
+        (format!("{upstream}protocol = \"h2\"\n"), 3, "protocol"),
+        (
+            "[[balancer.route]]\nupstream = [\"https://a\", \"http://b\"]\nprotocol = \"h2c\"\n".to_owned(),
+            3,
+            "protocol",
+        ),
+        ("[[balancer.route]]\napp = \"a\"\nprotocol = \"h2c\"\n".to_owned(), 3, "protocol"),
         (format!("{upstream}max_connections = 0\n"), 3, "max_connections"),
         (format!("{upstream}health_check = \"healthz\"\n"), 3, "health_check"),
         (format!("{upstream}health_check = \"http://a/b\"\n"), 3, "health_check"),

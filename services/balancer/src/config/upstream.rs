@@ -13,8 +13,17 @@ const SERVERS_MAX: usize = 64;
 const WEIGHT_MAX: u32 = 100;
 
 /// Keys that mean something only beside `upstream`.
-const KEYS: [&str; 8] =
-    ["name", "ca", "host_header", "keepalive", "max_connections", "health_check", "health_interval", "health_timeout"];
+const KEYS: [&str; 9] = [
+    "name",
+    "ca",
+    "host_header",
+    "protocol",
+    "keepalive",
+    "max_connections",
+    "health_check",
+    "health_interval",
+    "health_timeout",
+];
 
 /// Fixed upstreams as one route names them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +35,7 @@ pub struct UpstreamConfig {
     /// Certificates that `https` servers have to be signed by; `None`: those that the system trusts.
     pub ca: Option<PathBuf>,
     pub host: HostHeader,
+    pub protocol: UpstreamProtocol,
     /// How long a connection may be idle and still be used.
     pub keepalive: Duration,
     /// Requests at once to one address.
@@ -40,6 +50,14 @@ pub enum HostHeader {
     Preserve,
     /// The server's own name.
     Upstream,
+}
+
+/// How servers are spoken with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamProtocol {
+    Http1,
+    /// Within TLS, or by prior knowledge without it (h2c; RFC 9113, section 3.3).
+    Http2,
 }
 
 /// Questions that tell whether a server is well.
@@ -128,10 +146,29 @@ pub(super) fn read(table: &mut TableReader<'_>) -> Option<UpstreamConfig> {
             HostHeader::Preserve
         }
     };
-    let keepalive = table.read("keepalive", Duration::from_millis(1500));
+    let said = table.read("protocol", "http1".to_owned());
+    let protocol = if said == "http1" { UpstreamProtocol::Http1 } else { UpstreamProtocol::Http2 };
+    // in HTTP/2 a server says that it is about to close, and what it had not seen
+    let kept = match protocol {
+        UpstreamProtocol::Http1 => Duration::from_millis(1500),
+        UpstreamProtocol::Http2 => Duration::from_secs(60),
+    };
+    let keepalive = table.read("keepalive", kept);
     let max_connections: u32 = table.read("max_connections", 1024);
     let health = read_health(table);
     let servers = read_servers(table)?;
+    let fits = match said.as_str() {
+        "http1" => true,
+        "h2c" => servers.iter().all(|server| !server.secure),
+        "h2" => servers.iter().all(|server| server.secure),
+        _ => false,
+    };
+    if !fits {
+        table.refuse(
+            "protocol",
+            "expected \"http1\", \"h2c\" (HTTP/2 to http:// servers) or \"h2\" (to https:// servers)",
+        );
+    }
     if ca.is_some() && servers.iter().all(|server| !server.secure) {
         table.refuse("ca", "goes with https: none of the servers is one");
     }
@@ -140,7 +177,7 @@ pub(super) fn read(table: &mut TableReader<'_>) -> Option<UpstreamConfig> {
     }
     let first = servers.first()?;
     let name = format!("upstream:{}", name.unwrap_or_else(|| first.at.to_string()));
-    Some(UpstreamConfig { name, servers, ca, host, keepalive, max_connections, health })
+    Some(UpstreamConfig { name, servers, ca, host, protocol, keepalive, max_connections, health })
 }
 
 fn read_servers(table: &mut TableReader<'_>) -> Option<Vec<Server>> {

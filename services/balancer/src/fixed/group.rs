@@ -53,12 +53,12 @@ impl Group {
         let foreign = |server: &Server| {
             let security = trust
                 .filter(|_| server.secure)
-                .map(|trust| Security { config: trust.config(), name: identity(&server.at) });
+                .map(|trust| Security { config: trust.config(settings.protocol), name: identity(&server.at) });
             let host = match settings.host {
                 HostHeader::Preserve => None,
                 HostHeader::Upstream => Some(authority(server)),
             };
-            Arc::new(Foreign { security, host, keepalive: settings.keepalive })
+            Arc::new(Foreign { security, host, protocol: settings.protocol, keepalive: settings.keepalive })
         };
         let servers = settings.servers.iter().map(foreign).collect();
         Self { app, settings: Arc::clone(settings), servers, discovery }

@@ -22,6 +22,7 @@ use std::{
 use tokio::{net::TcpListener, task::AbortHandle};
 
 mod faults;
+mod http2;
 mod interim;
 mod mischief;
 mod secured;

@@ -1,6 +1,7 @@
 //! Whom an `https` upstream's certificate has to be signed by. In: a file of certificates, or what the system trusts. Out: a
 //! TLS client's configuration. Read once, when the configuration is.
 
+use crate::config::UpstreamProtocol;
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs::default_provider};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use std::{
@@ -9,8 +10,13 @@ use std::{
 };
 use thiserror::Error;
 
-/// What we speak within TLS.
-const ALPN: &[u8] = b"http/1.1";
+/// What we speak within TLS, as ALPN calls it.
+fn alpn(protocol: UpstreamProtocol) -> &'static [u8] {
+    match protocol {
+        UpstreamProtocol::Http1 => b"http/1.1",
+        UpstreamProtocol::Http2 => b"h2",
+    }
+}
 
 /// Certificates to verify servers by.
 #[derive(Clone, Debug)]
@@ -53,13 +59,13 @@ impl Trust {
             }
         }
         let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()));
-        let mut config =
-            builder.with_safe_default_protocol_versions()?.with_root_certificates(roots).with_no_client_auth();
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        let config = builder.with_safe_default_protocol_versions()?.with_root_certificates(roots).with_no_client_auth();
         Ok(Self(Arc::new(config)))
     }
 
-    pub(super) fn config(&self) -> Arc<ClientConfig> {
-        Arc::clone(&self.0)
+    pub(super) fn config(&self, protocol: UpstreamProtocol) -> Arc<ClientConfig> {
+        let mut config = ClientConfig::clone(&self.0);
+        config.alpn_protocols = vec![alpn(protocol).to_vec()];
+        Arc::new(config)
     }
 }

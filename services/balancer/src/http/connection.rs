@@ -3,7 +3,7 @@
 //! time, HTTP/2's streams and resets. Of HTTP/1.1 hyper gets to see only what `strict` lets through, so that every
 //! request is answered, counted and logged by us.
 
-use super::{FIELDS, executor::LocalExecutor, handle};
+use super::{FIELDS, handle, leashed::LeashedExecutor};
 use crate::{
     edge::Edge,
     farewell,
@@ -68,8 +68,8 @@ pub struct Server {
     /// Redirects everything to HTTPS: to this port, unless the configuration names another.
     redirect_to: Option<u16>,
     http1: http1::Builder,
-    http2: http2::Builder<LocalExecutor>,
-    executor: LocalExecutor,
+    http2: http2::Builder<LeashedExecutor>,
+    executor: LeashedExecutor,
 }
 
 /// The protocol the handshake agreed on.
@@ -84,7 +84,7 @@ impl Server {
     pub fn new(edge: &Rc<Edge>, scheme: &'static str, redirect_to: Option<u16>) -> Self {
         let mut http1 = http1::Builder::new();
         http1.timer(TokioTimer::new()).max_header_size(HEAD).max_buf_size(BUFFER);
-        let executor = LocalExecutor::default();
+        let executor = LeashedExecutor::default();
         let mut http2 = http2::Builder::new(executor.clone());
         http2
             .timer(TokioTimer::new())
@@ -139,7 +139,7 @@ impl Server {
                 Protocol::Http1 => Rc::clone(&leash),
                 Protocol::Http2 => {
                     let leash = Rc::new(Leash::new(config.body_timeout));
-                    self.executor.leash.replace(Some(Rc::clone(&leash)));
+                    self.executor.lead(&leash);
                     leash
                 }
             };

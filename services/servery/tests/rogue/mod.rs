@@ -2,6 +2,8 @@
 //! A good one serves the demo application and, besides, what it takes to go wrong.
 #![allow(dead_code, reason = "every file of tests has a part of it")]
 
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -10,9 +12,9 @@ use std::time::Duration;
 use std::{env, hint, process, thread};
 
 use axum::Router;
-use axum::body::Bytes;
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::Path as Segment;
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode, Uri};
 use axum::routing::{any, get};
 use rustix::process::{
     PidfdFlags, PidfdGetfdFlags, Signal, getpid, kill_process, pidfd_getfd, pidfd_open, set_parent_process_death_signal,
@@ -63,6 +65,19 @@ fn router() -> Router {
         .route("/panic", any(panic))
         .route("/abort", any(abort))
         .route("/close-control", any(close_control))
+        .fallback(record)
+}
+
+/// Writes down that it came, and that it came to its end.
+async fn record(method: Method, uri: Uri, body: Body) -> Result<String, StatusCode> {
+    let note = |what: &str| {
+        let mut notes = OpenOptions::new().create(true).append(true).open(env::var_os("NOTES").unwrap()).unwrap();
+        notes.write_all(format!("{method} {} {what}\n", uri.path()).as_bytes()).unwrap();
+    };
+    note("begins");
+    let whole = to_bytes(body, usize::MAX).await;
+    note(if whole.is_ok() { "ends" } else { "breaks" });
+    whole.map(|body| format!("recorded {}", body.len())).map_err(|_| StatusCode::BAD_REQUEST)
 }
 
 /// Sleeps, and tells in which process.
@@ -162,7 +177,7 @@ impl Program {
         let program = Self { directory };
         let this = env::current_exe().unwrap();
         let text = format!(
-            "#!/bin/sh\nulimit -c 0\nMOOD=good\n[ -e \"$0.mood\" ] && read MOOD < \"$0.mood\"\nexport MOOD\n\
+            "#!/bin/sh\nulimit -c 0\nMOOD=good\n[ -e \"$0.mood\" ] && read MOOD < \"$0.mood\"\nexport MOOD NOTES=\"$0.notes\"\n\
              case $MOOD in\nexits) exit 3 ;;\nslow) sleep 2 ;;\nesac\n\
              exec {this:?} --exact rogue::worker --nocapture --quiet\n"
         );
@@ -173,6 +188,12 @@ impl Program {
 
     pub(crate) fn path(&self) -> PathBuf {
         self.directory.path().join("app")
+    }
+
+    /// What its workers have recorded, in the order in which they did.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let notes = std::fs::read_to_string(self.directory.path().join("app.notes")).unwrap_or_default();
+        notes.lines().map(str::to_owned).collect()
     }
 
     /// The line of `[app_server]` that runs it.

@@ -95,14 +95,21 @@ fn only_this_machine_may_speak_the_proxy_protocol_unless_others_are_named() {
 #[test]
 fn a_request_of_http_1_1_has_one_host() {
     for (version, hosts, good) in [
-        (Version::HTTP_11, 0, false),
-        (Version::HTTP_11, 1, true),
-        (Version::HTTP_11, 2, false),
-        (Version::HTTP_10, 0, true),
-        (Version::HTTP_10, 2, false),
+        (Version::HTTP_11, &[][..], false),
+        (Version::HTTP_11, &["a"], true),
+        (Version::HTTP_11, &["a.example:80"], true),
+        (Version::HTTP_11, &["[::1]:80"], true),
+        (Version::HTTP_11, &["a", "a"], false),
+        (Version::HTTP_11, &[""], false),
+        (Version::HTTP_11, &["a/b"], false),
+        (Version::HTTP_11, &["u@a"], false),
+        (Version::HTTP_11, &["a b"], false),
+        (Version::HTTP_10, &[], true),
+        (Version::HTTP_10, &["a", "a"], false),
     ] {
-        let request = (0..hosts).fold(Request::builder().version(version), |request, _| request.header("host", "a"));
+        let request = Request::builder().version(version);
+        let request = hosts.iter().fold(request, |request, host| request.header("host", *host));
         let checked = Edge::check(&request.body(()).unwrap());
-        assert_eq!(checked, if good { Ok(()) } else { Err(Answer::NoHost) }, "{version:?} {hosts}");
+        assert_eq!(checked, if good { Ok(()) } else { Err(Answer::NoHost) }, "{version:?} {hosts:?}");
     }
 }

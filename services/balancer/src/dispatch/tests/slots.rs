@@ -229,7 +229,12 @@ fn an_endpoint_much_slower_than_the_others_is_left_out() {
 #[test]
 fn servers_that_nobody_says_are_alike_are_not_compared() {
     let mut desk = Desk::<u32>::new(room(8));
-    let foreign = crate::foreign::Foreign { security: None, host: None, keepalive: Duration::ZERO };
+    let foreign = crate::foreign::Foreign {
+        security: None,
+        host: None,
+        protocol: crate::config::UpstreamProtocol::Http1,
+        keepalive: Duration::ZERO,
+    };
     let server = crate::endpoint::Server::Foreign(Arc::new(foreign));
     let address = ([127, 0, 0, 1], 1).into();
     desk.apply(&Arc::new(Node { instance: "a".to_owned(), address, server, timeout: None }), &workers(3, 1));

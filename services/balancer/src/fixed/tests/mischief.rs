@@ -54,7 +54,10 @@ async fn misbehave(server: Worker, seed: u64) {
 
 /// The head and body of a response as far as they came, and whether that was all of it.
 async fn response(peer: &mut Peer) -> (String, String, bool) {
-    let head = peer.head().await;
+    let mut head = peer.head().await;
+    while head.starts_with("http/1.1 103 ") {
+        head = peer.head().await;
+    }
     let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
     let length: Option<usize> = length.map(|length| length.parse().unwrap());
     let mut body = String::new();

@@ -132,3 +132,36 @@ async fn a_file_of_certificates_that_has_none_is_refused() {
         assert!(error.contains(path.to_str().unwrap()), "{error}");
     }
 }
+
+#[tokio::test]
+async fn http2_within_tls_is_what_both_sides_agree_on() {
+    let mut server = Secure::start("127.0.0.1").await;
+    let route = format!("protocol = \"h2\"\nca = {:?}", server.ca());
+    let front = Front::start("", &[&server.url()], &route);
+    let mut client = front.client().await;
+    // the server does not offer it
+    client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let refusing = async {
+        loop {
+            drop(server.acceptor.accept(server.worker.accept().await.0).await);
+        }
+    };
+    let (head, _) = tokio::select! {
+        answer = client.response() => answer,
+        () = refusing => unreachable!(),
+    };
+    assert!(head.starts_with("http/1.1 502 "), "{head}");
+    // and now it does
+    let mut config = rustls::ServerConfig::clone(server.acceptor.config());
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    server.acceptor = TlsAcceptor::from(Arc::new(config));
+    client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let stream = soon(server.acceptor.accept(server.worker.accept().await.0)).await.unwrap();
+    let mut connection = soon(h2::server::handshake(stream)).await.unwrap();
+    let (asked, mut to) = soon(connection.accept()).await.unwrap().unwrap();
+    assert_eq!(asked.uri().scheme_str(), Some("https"));
+    to.send_response(http::Response::builder().header("content-length", "0").body(()).unwrap(), true).unwrap();
+    let driving = tokio::spawn(async move { drop(connection.accept().await) });
+    assert!(client.response().await.0.starts_with("http/1.1 200 "));
+    driving.abort();
+}

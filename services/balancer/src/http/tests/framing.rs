@@ -1,77 +1,14 @@
 //! Bytes that two readers could take for different messages: none of it reaches a worker, whatever is sent after it.
 
 use super::*;
-
-const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
-
-/// Requests that are refused before anybody is asked, with the status and the reason in the log.
-fn malformed() -> Vec<(String, &'static str, &'static str)> {
-    let post = |fields: &str| format!("POST /first HTTP/1.1\r\nhost: a\r\n{fields}\r\n");
-    let mut classes = Vec::new();
-    for text in [
-        // bare LF, CR, NUL
-        "GET /first HTTP/1.1\nhost: a\n\n".to_owned(),
-        "GET /first HTTP/1.1\r\nhost: a\nx: y\r\n\r\n".to_owned(),
-        "GET /first HTTP/1.1\r\nhost: a\r\n\n".to_owned(),
-        "GET /first HTTP/1.1\r\nhost: a\r\nx: a\rb\r\n\r\n".to_owned(),
-        "GET /first HTTP/1.1\r\nhost: a\r\nx: a\0b\r\n\r\n".to_owned(),
-        "GET /first HTTP/1.1\rhost: a\r\r".to_owned(),
-        // folded lines, spaces before colons
-        "GET /first HTTP/1.1\r\nhost: a\r\nx: y\r\n z\r\n\r\n".to_owned(),
-        "GET /first HTTP/1.1\r\n host: a\r\n\r\n".to_owned(),
-        "GET /first HTTP/1.1\r\nhost: a\r\ntransfer-encoding : chunked\r\n\r\n".to_owned(),
-        "GET /first HTTP/1.1\r\nhost: a\r\nno colon\r\n\r\n".to_owned(),
-        // request lines
-        "GET /first\u{e4} HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(),
-        "GET /first second HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(),
-        "GET /first#x HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(),
-        "G\u{1}T /first HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(),
-        "GET /first\r\n\r\n".to_owned(),
-        "GET http://u@a/first HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(),
-    ] {
-        classes.push((text, "400", "malformed"));
-    }
-    for version in ["HTTP/1.2", "HTTP/2.0", "HTTP/9.9", "HTTP/0.9"] {
-        classes.push((format!("GET /first {version}\r\nhost: a\r\n\r\n"), "505", "bad_version"));
-    }
-    for fields in [
-        "content-length: 3\r\ncontent-length: 4\r\n",
-        "content-length: 3\r\ncontent-length: 3\r\n",
-        "content-length: 3, 3\r\n",
-        "content-length: +3\r\n",
-        "content-length: -1\r\n",
-        "content-length: 0x3\r\n",
-        "content-length: 99999999999999999999\r\n",
-        "content-length:\r\n",
-        "content-length: 37\r\ntransfer-encoding: chunked\r\n",
-        "transfer-encoding: chunked\r\ncontent-length: 37\r\n",
-        "transfer-encoding: chunked\r\ntransfer-encoding: identity\r\n",
-        "transfer-encoding: identity, chunked\r\n",
-        "transfer-encoding: chunked, identity\r\n",
-        "transfer-encoding: gzip\r\n",
-        "transfer-encoding: xchunked\r\n",
-    ] {
-        classes.push((post(fields) + "0\r\n\r\n", "400", "bad_framing"));
-    }
-    let old =
-        "POST /first HTTP/1.0\r\nhost: a\r\nconnection: keep-alive\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
-    classes.push((old.to_owned(), "400", "bad_framing"));
-    classes.push((format!("GET /{} HTTP/1.1\r\nhost: a\r\n\r\n", "x".repeat(20_000)), "414", "target_too_long"));
-    classes.push((post(&"x: y\r\n".repeat(100)), "431", "too_many_fields"));
-    classes.push((post(&format!("x: {}\r\n", "y".repeat(33_000))), "431", "header_too_large"));
-    // hosts are our own business, and the connection is still in step after it
-    for hosts in ["", "host: a\r\nhost: a\r\n", "host: a\r\nhost: b\r\n", "host: a/b\r\n", "host:\r\n"] {
-        classes.push((format!("GET /first HTTP/1.1\r\nconnection: close\r\n{hosts}\r\n"), "400", "bad_host"));
-    }
-    classes
-}
+use servery_harness::malformed::{self, Malformed, SMUGGLED};
 
 #[tokio::test]
 async fn malformed_requests_reach_nobody_and_what_follows_them_is_no_request() {
     let plane = Plane::start("");
     let worker = plane.worker().await;
-    let classes = malformed();
-    for (request, expected, _) in &classes {
+    let classes = malformed::heads();
+    for Malformed { request, status: expected, .. } in &classes {
         for whole in [true, false] {
             let mut client = plane.client().await;
             if whole {
@@ -101,9 +38,8 @@ async fn malformed_requests_reach_nobody_and_what_follows_them_is_no_request() {
     worker.expect_nobody().await;
     let log = plane.finish().await;
     assert_eq!(log.len(), 2 * classes.len(), "one line each");
-    for (request, status, reason) in &classes {
-        let lines =
-            log.iter().filter(|line| line["reject"] == *reason && line["status"] == status.parse::<u16>().unwrap());
+    for Malformed { request, status, reason } in &classes {
+        let lines = log.iter().filter(|line| line["reject"] == *reason && line["status"] == *status);
         assert!(lines.count() >= 2, "{reason} for {request:?}");
     }
     assert!(log.iter().all(|line| line["attempts"] == 0 && line["bytes_out"].as_u64() > Some(50)), "{log:?}");
@@ -113,33 +49,9 @@ async fn malformed_requests_reach_nobody_and_what_follows_them_is_no_request() {
 async fn a_broken_body_never_ends_for_the_worker_and_what_follows_it_is_no_request() {
     let plane = Plane::start("");
     let worker = plane.worker().await;
-    let long = format!("1;{}\r\nx\r\n", "e".repeat(257));
-    let endless = format!("1;{}\r\nx\r\n", "e".repeat(256)).repeat(33);
-    let trailers = format!("0\r\nx: {}\r\n\r\n", "y".repeat(9000));
-    for body in [
-        "+1\r\nx\r\n0\r\n\r\n",
-        "0x1\r\nx\r\n0\r\n\r\n",
-        "1 \r\nx\r\n0\r\n\r\n",
-        " 1\r\nx\r\n0\r\n\r\n",
-        "1\nx\r\n0\r\n\r\n",
-        "1;a\nx\r\n0\r\n\r\n",
-        "1;a\rb\r\nx\r\n0\r\n\r\n",
-        "1\r\nxy\r\n0\r\n\r\n",
-        "1\r\nx\n0\r\n\r\n",
-        "00000000000000001\r\nx\r\n0\r\n\r\n",
-        "fffffffffffffffff\r\nx\r\n0\r\n\r\n",
-        "0\r\n\n",
-        "0\r\nx : y\r\n\r\n",
-        "0\r\n x: y\r\n\r\n",
-        "0\r\nhost: evil\r\n\r\n",
-        "0\r\ncontent-length: 3\r\n\r\n",
-        "0\r\ntransfer-encoding: chunked\r\n\r\n",
-        &long,
-        &endless,
-        &trailers,
-    ] {
+    for body in malformed::bodies() {
         let mut client = plane.client().await;
-        client.send("POST /first HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n").await;
+        client.send(malformed::BEGUN).await;
         let mut upstream = worker.accept().await;
         let head = upstream.read_until("abc\r\n").await.to_ascii_lowercase();
         drop(soon(client.0.write_all(format!("{body}{SMUGGLED}").as_bytes())).await);

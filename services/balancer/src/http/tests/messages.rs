@@ -175,6 +175,30 @@ async fn heads_without_bodies_keep_their_length() {
     assert_eq!(client.response().await.1, "still in step");
 }
 
+/// RFC 9110, section 8.6: the first may be said, the second must not.
+#[tokio::test]
+async fn a_304_and_a_204_say_no_length_whatever_the_worker_says() {
+    let plane = Plane::start("");
+    let worker = plane.worker().await;
+    let mut client = plane.client().await;
+    let mut upstream = None;
+    for answer in ["304 Not Modified\r\netag: \"1\"", "204 No Content\r\netag: \"1\""] {
+        client.send("GET / HTTP/1.1\r\nhost: a\r\nif-none-match: \"1\"\r\n\r\n").await;
+        let upstream = match &mut upstream {
+            Some(upstream) => upstream,
+            None => upstream.insert(worker.accept().await),
+        };
+        assert!(upstream.head().await.contains("\r\nif-none-match: \"1\"\r\n"));
+        upstream.send(&format!("HTTP/1.1 {answer}\r\ncontent-length: 1234\r\n\r\n")).await;
+        let head = client.head().await;
+        assert!(
+            head.starts_with(&format!("http/1.1 {}", &answer[..3])) && head.contains("\r\netag: \"1\"\r\n"),
+            "{head}"
+        );
+        assert!(!head.contains("content-length") && !head.contains("transfer-encoding"), "{head}");
+    }
+}
+
 #[tokio::test]
 async fn a_prefix_is_stripped_and_named() {
     let plane = Plane::start("");
