@@ -1,6 +1,8 @@
 //! gRPC through the real balancer, by a client and a server that know nothing of it: over TLS in front, by HTTP/2 without TLS
-//! (h2c) behind.
+//! (h2c) behind; and to the workers of a real app-server, which speak HTTP/1.1.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+mod rogue;
 
 use std::convert::Infallible;
 use std::io;
@@ -13,7 +15,8 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use hyper_util::rt::TokioIo;
-use servery_harness::{Cluster, Plan, Protocol, ensure, eventually};
+use rogue::Program;
+use servery_harness::{Cluster, Plan, Protocol, Role, ensure, eventually};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -23,6 +26,7 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::MetadataMap;
 use tonic::server::NamedService;
+use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
@@ -114,6 +118,15 @@ impl Service<http::Request<Body>> for Speech {
     }
 }
 
+/// Not a test but what the worker processes run.
+#[test]
+fn worker() {
+    if std::env::var_os("SERVERY_LISTEN_FD").is_some() {
+        let _ = servery_worker::run(Routes::new(Speech::default()).into_axum_router());
+        std::process::exit(0);
+    }
+}
+
 /// A gRPC server, the balancer in front of it, and a client of theirs.
 struct Call {
     speech: Speech,
@@ -122,14 +135,18 @@ struct Call {
 }
 
 impl Call {
-    async fn start() -> Self {
+    async fn fixed() -> Self {
         let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let upstream = format!("http://{}", listener.local_addr().unwrap());
         let speech = Speech::default();
         let serving = Server::builder().add_service(speech.clone());
         tokio::spawn(serving.serve_with_incoming(TcpListenerStream::new(listener)));
         let route = format!("[[balancer.route]]\nname = \"speech\"\nupstream = \"{upstream}\"\nprotocol = \"h2c\"\n");
-        let cluster = Plan::new(SERVERY).nodes(0).with_tables(&route).start().await;
+        Self::of(speech, Plan::new(SERVERY).nodes(0).with_tables(&route)).await
+    }
+
+    async fn of(speech: Speech, plan: Plan) -> Self {
+        let cluster = plan.start().await;
         let dialler = cluster.balancers[0].client(Protocol::Http2);
         let dial = service_fn(move |_| {
             let dialler = Arc::clone(&dialler);
@@ -153,20 +170,32 @@ impl Call {
     }
 }
 
-/// That of [`failure`], whole.
-fn is_failure(status: &Status) {
+/// That of [`failure`]; `whole`: with its metadata.
+fn is_failure(status: &Status, whole: bool) {
     assert_eq!((status.code(), status.message()), (Code::FailedPrecondition, "not now"), "{status:?}");
     assert_eq!(status.details(), [0, 1, 255]);
-    assert_eq!(status.metadata().get("x-more").unwrap(), "and why");
+    assert_eq!(status.metadata().get("x-more").is_some_and(|more| more == "and why"), whole, "{status:?}");
 }
 
 #[tokio::test]
 async fn calls_of_every_kind_are_answered_with_their_status_behind_them() {
-    let mut call = Call::start().await;
+    calls_are_answered(Call::fixed().await, true).await;
+}
+
+#[tokio::test]
+async fn a_worker_answers_them_too_without_metadata_that_nobody_announced() {
+    let program = Program::running("worker");
+    let plan = Plan::new(SERVERY).with(Role::AppServer, &program.line());
+    calls_are_answered(Call::of(Speech::default(), plan).await, false).await;
+}
+
+/// `whole`: whatever comes behind a body is passed on.
+async fn calls_are_answered(mut call: Call, whole: bool) {
     let mut request = Request::new("hello".to_owned());
     request.metadata_mut().insert("x-who", "you".parse().unwrap());
     assert_eq!(call.unary("/test.Speech/Say", request).await.unwrap().into_inner(), "hello, you");
-    is_failure(&call.unary("/test.Speech/Say", Request::new("fail".to_owned())).await.unwrap_err());
+    // in the head of the answer, which has no body
+    is_failure(&call.unary("/test.Speech/Say", Request::new("fail".to_owned())).await.unwrap_err(), true);
     let unknown = call.unary("/test.Speech/Nothing", Request::new(String::new())).await.unwrap_err();
     assert_eq!(unknown.code(), Code::Unimplemented, "{unknown:?}");
 
@@ -181,7 +210,7 @@ async fn calls_of_every_kind_are_answered_with_their_status_behind_them() {
         }
         match words.message().await {
             Ok(more) => assert!(!fails && more.is_none(), "{more:?}"),
-            Err(status) if fails => is_failure(&status),
+            Err(status) if fails => is_failure(&status, whole),
             Err(status) => panic!("{status:?}"),
         }
     }
@@ -206,7 +235,7 @@ async fn calls_of_every_kind_are_answered_with_their_status_behind_them() {
 
 #[tokio::test]
 async fn a_call_that_is_cancelled_or_out_of_time_ends_at_the_server_and_the_others_go_on() {
-    let mut call = Call::start().await;
+    let mut call = Call::fixed().await;
     let path = || PathAndQuery::from_static("/test.Speech/Talk");
     let (speak, words) = mpsc::channel(1);
     call.client.ready().await.unwrap();

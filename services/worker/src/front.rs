@@ -12,6 +12,7 @@ use crate::{
     answer::Answer,
     conversation::Conversation,
     edge::Edge,
+    grpc::announce_status,
     held::{Asked, Held, Lasting},
     limits::Limits,
     open::Open,
@@ -288,6 +289,7 @@ impl Front {
         match answered {
             Ok(Ok(Ok(mut response))) => {
                 strip_ours(response.headers_mut());
+                announce_status(response.headers_mut());
                 response
             }
             Ok(Ok(Err(never))) => match never {},

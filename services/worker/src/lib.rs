@@ -62,6 +62,7 @@ mod counts;
 mod edge;
 mod frames;
 mod front;
+mod grpc;
 mod guarded;
 mod held;
 mod inherited;

@@ -173,13 +173,18 @@ pub(crate) struct Program {
 impl Program {
     /// A good one.
     pub(crate) fn new() -> Self {
+        Self::running("rogue::worker")
+    }
+
+    /// One whose workers run this test of the same program.
+    pub(crate) fn running(test: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("servery-program-").tempdir().unwrap();
         let program = Self { directory };
         let this = env::current_exe().unwrap();
         let text = format!(
             "#!/bin/sh\nulimit -c 0\nMOOD=good\n[ -e \"$0.mood\" ] && read MOOD < \"$0.mood\"\nexport MOOD NOTES=\"$0.notes\"\n\
              case $MOOD in\nexits) exit 3 ;;\nslow) sleep 2 ;;\nesac\n\
-             exec {this:?} --exact rogue::worker --nocapture --quiet\n"
+             exec {this:?} --exact {test} --nocapture --quiet\n"
         );
         program.write("app", &text);
         program.is_now(Mood::Good);

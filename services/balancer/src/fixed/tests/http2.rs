@@ -320,7 +320,7 @@ async fn many_streams_carry_whole_bodies_and_none_stands_in_the_way_of_another()
     }
     soon(async {
         while let Some(done) = asking.join_next().await {
-            done.unwrap()
+            done.unwrap();
         }
     })
     .await;
