@@ -143,7 +143,8 @@ impl Record {
     pub(crate) fn abandon(&mut self) {
         let stopped = self.leash.as_ref().and_then(|leash| leash.reason());
         let left = if self.edge.cutting.get() { Reject::Drained } else { Reject::ClientGone };
-        self.reject.get_or_insert(stopped.unwrap_or(left));
+        let reason = stopped.unwrap_or(left);
+        self.reject.get_or_insert(reason);
     }
 }
 

@@ -101,8 +101,10 @@ async fn who_sends_nothing_of_its_body_is_told_that_others_needed_the_place() {
     assert_eq!(status(&head), "429");
     assert!(head.contains("retry-after: ") && head.contains("connection: close\r\n"), "{head}");
     assert!(body.contains("stood still"), "{body}");
+    let (clients, upstreams): (Vec<_>, Vec<_>) = clients.into_iter().unzip();
     drop(clients);
     eventually(|| plane.held() == 0).await;
+    drop(upstreams);
     assert_eq!(reasons(&plane.finish().await), ["bad_body", "stalled_share"]);
 }
 
