@@ -218,6 +218,7 @@ ATTACKS = {
     "idle-kept": Attack("16,000 connections, each after an answer",
                         idle(8000, b"GET /small HTTP/1.1\r\nHost: localhost\r\n\r\n"), tls=False, processes=2),
     "idle-tls": Attack("20,000 connections to the port of TLS that say nothing", idle(10000), processes=2),
+    "idle-handshake": Attack("20,000 connections that say nothing after a handshake", idle(10000, protocol="http/1.1"), processes=2),
     "idle-h2": Attack("2,000 connections of HTTP/2 without a request",
                       idle(2000, protocol="h2", opening=frames.PREFACE + frames.settings())),
     "rapid-reset": Attack("8 connections: a request and its reset, without end (CVE-2023-44487)",
@@ -240,6 +241,8 @@ ATTACKS = {
                               flood(8, again(frames.settings((frames.INITIAL_WINDOW_SIZE, 65535)) * 500, each=500), reads=False)),
     "ping": Attack("8 connections: PING without end, answers read", flood(8, again(PING * 500, each=500))),
     "ping-unread": Attack("the same, answers not read", flood(8, again(PING * 500, each=500), reads=False)),
+    "window-update": Attack("8 connections: WINDOW_UPDATE of the connection by one byte, without end", flood(8, again(
+        frames.frame(frames.WINDOW_UPDATE, payload=b"\0\0\0\x01") * 500, each=500))),
     "priority": Attack("8 connections: PRIORITY without end", flood(8, again(
         frames.frame(frames.PRIORITY, stream=1, payload=b"\0\0\0\0\x10") * 500, each=500))),
     "empty-data": Attack("8 connections: an upload of empty DATA frames, to a server that does not read",

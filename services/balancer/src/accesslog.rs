@@ -14,6 +14,7 @@ mod settings;
 mod writer;
 
 pub use line::Line;
+pub(crate) use line::TEXT;
 pub use settings::{Format, Place, Style};
 pub use writer::{Batch, Destination, OpenError, Writer, spawn_writer};
 

@@ -18,8 +18,15 @@ use crate::{
 };
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
-use std::{pin::pin, rc::Rc, sync::Arc, time::Duration};
-use tokio::time::{Instant, timeout, timeout_at};
+use std::{
+    future::{Future as _, poll_fn},
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+use tokio::time::{Instant, timeout};
 
 /// How long an endpoint looks busier than it is: after it could not be reached, ...
 const REST_UNREACHED: Duration = Duration::from_millis(500);
@@ -52,16 +59,13 @@ pub(crate) async fn attempt(
     head: &Head,
     body: Option<&Rc<RequestSource>>,
     client: Option<&Answering>,
-) -> Result<(Response<Incoming>, Connection), Failed> {
+) -> Result<(Response<Incoming>, Box<Connection>), Failed> {
     let result = exchange(edge, permit, begun, head, body, client).await;
-    match &result {
-        Ok(_) => permit.judge(Ended::Answered(begun.elapsed())),
-        Err(failed) => {
-            if failed.settled {
-                permit.settle();
-            }
-            permit.judge(failed.ended);
+    if let Err(failed) = &result {
+        if failed.settled {
+            permit.settle();
         }
+        permit.judge(failed.ended);
     }
     result
 }
@@ -73,7 +77,7 @@ async fn exchange(
     head: &Head,
     body: Option<&Rc<RequestSource>>,
     client: Option<&Answering>,
-) -> Result<(Response<Incoming>, Connection), Failed> {
+) -> Result<(Response<Incoming>, Box<Connection>), Failed> {
     let endpoint = permit.endpoint();
     if head.upgrade.is_some() && endpoint.node.speaks_http2() {
         return Err(Failed::not_spoken());
@@ -96,10 +100,17 @@ async fn exchange(
 
     permit.begin(connection.number);
     let mut answer = pin!(connection.send(request));
-    let mut now = Instant::now();
+    // what a connection that was kept has cost until here is nothing beside a limit
+    let mut now = if connection.reused { begun } else { Instant::now() };
     let mut due = now + limit;
     let answer = loop {
-        if let Ok(answer) = timeout_at(due.min(now + GLANCE), &mut answer).await {
+        let glance = due.min(now + GLANCE);
+        let alarm = &mut connection.alarm;
+        let answered = poll_fn(|cx| match answer.as_mut().poll(cx) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending => alarm.poll(glance, cx).map(|()| None),
+        });
+        if let Some(answer) = answered.await {
             break answer;
         }
         if permit.endpoint().is_lost() && may_be_sent_twice(head, body) {
@@ -157,7 +168,7 @@ async fn exchange(
 }
 
 /// Nothing has been sent, so that a lost node is left whatever the request is.
-async fn dial(edge: &Edge, endpoint: &Arc<Endpoint>) -> Result<Connection, Failed> {
+async fn dial(edge: &Edge, endpoint: &Arc<Endpoint>) -> Result<Box<Connection>, Failed> {
     let mut dialled = pin!(edge.pool.dial(endpoint));
     loop {
         if let Ok(dialled) = timeout(GLANCE, &mut dialled).await {

@@ -60,14 +60,18 @@ pub struct Config {
     pub response_timeout: Duration,
     /// To a worker.
     pub connect_timeout: Duration,
-    /// For a request's head; also how long a kept-alive connection may be idle.
+    /// For a request's head, and for a connection's first word.
     pub header_timeout: Duration,
+    /// Between two requests.
+    pub keepalive_timeout: Duration,
     pub handshake_timeout: Duration,
     /// Between two parts of a request's body.
     pub body_timeout: Duration,
     pub max_body: ByteSize,
     /// How much of the bodies of slow clients is kept in memory, in all, so that they hold no slot.
     pub buffers: ByteSize,
+    /// What clients' connections hold while nothing happens on them, in all.
+    pub idle_memory: ByteSize,
     /// On all public listeners together.
     pub max_connections: usize,
     /// Of one client, but for trusted proxies; `None`: as many as there may be.
@@ -121,10 +125,12 @@ impl Config {
             response_timeout: reader.read("balancer.response_timeout", Duration::from_secs(60)),
             connect_timeout: reader.read("balancer.connect_timeout", Duration::from_secs(2)),
             header_timeout: reader.read("balancer.header_timeout", Duration::from_secs(10)),
+            keepalive_timeout: reader.read("balancer.keepalive_timeout", Duration::from_secs(75)),
             handshake_timeout: reader.read("balancer.handshake_timeout", Duration::from_secs(10)),
             body_timeout: reader.read("balancer.body_timeout", Duration::from_secs(60)),
             max_body: reader.read("balancer.max_body", ByteSize::gib(1)),
             buffers: reader.read("balancer.buffers", ByteSize::mib(256)),
+            idle_memory: reader.read("balancer.idle_memory", ByteSize::mib(48)),
             max_connections: reader.read("balancer.max_connections", 16_384),
             max_connections_per_client: NonZeroUsize::new(reader.read("balancer.max_connections_per_client", 0)),
             requests_per_connection: NonZeroUsize::new(reader.read("balancer.requests_per_connection", 0)),
@@ -176,6 +182,11 @@ impl Config {
         self.buffers.as_u64() / self.threads.max(1) as u64
     }
 
+    /// An equal part of what idle connections may hold, in bytes.
+    pub fn idle_memory_per_core(&self) -> u64 {
+        self.idle_memory.as_u64() / self.threads.max(1) as u64
+    }
+
     /// Whether a connection from there must begin with a header of the PROXY protocol.
     pub fn speaks_proxy_protocol(&self, peer: SocketAddr) -> bool {
         self.proxy_protocol.iter().any(|network| network.contains(peer.ip()))
@@ -219,6 +230,7 @@ impl Config {
             ("balancer.response_timeout", self.response_timeout),
             ("balancer.connect_timeout", self.connect_timeout),
             ("balancer.header_timeout", self.header_timeout),
+            ("balancer.keepalive_timeout", self.keepalive_timeout),
             ("balancer.handshake_timeout", self.handshake_timeout),
             ("balancer.body_timeout", self.body_timeout),
         ] {

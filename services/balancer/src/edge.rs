@@ -2,8 +2,16 @@
 //! has to finish. Nothing in here is shared with another core, so nothing in here is locked.
 
 use crate::{
-    Shared, accesslog::AccessLog, app::Permit, buffers::Buffers, metrics::EdgeMetrics, stalls::Stalls, trace::Trace,
+    Shared,
+    accesslog::AccessLog,
+    app::Permit,
+    buffers::Buffers,
+    idle::Idle,
+    metrics::EdgeMetrics,
+    stalls::Stalls,
+    trace::{Trace, write_digits},
     upstream::Pool,
+    values::Values,
 };
 use chassis::config::Fraction;
 use http::HeaderValue;
@@ -23,8 +31,10 @@ pub struct Edge {
     pub(crate) pool: Pool,
     pub(crate) buffers: Rc<Buffers>,
     pub(crate) stalls: Rc<Stalls>,
+    pub(crate) idle: Rc<Idle>,
     pub(crate) log: AccessLog,
     pub(crate) metrics: EdgeMetrics,
+    pub(crate) values: Values,
     rng: RefCell<SmallRng>,
     /// The drain is over: what ends from now on was ended by us.
     pub(crate) cutting: Cell<bool>,
@@ -38,9 +48,11 @@ impl Edge {
             pool: Pool::new(Arc::clone(&shared)),
             buffers: Buffers::new(shared.config.load().buffers_per_core()),
             stalls: Rc::default(),
+            idle: Idle::new(shared.config.load().idle_memory_per_core()),
             shared,
             log,
             metrics: EdgeMetrics::register(),
+            values: Values::new(),
             cutting: Cell::new(false),
             rng: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
             tasks: TaskTracker::new(),
@@ -49,13 +61,9 @@ impl Edge {
 
     /// 128 random bits in hexadecimal. Not secret: it only has to be met once.
     pub(crate) fn request_id(&self) -> HeaderValue {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let number: u128 = self.rng.borrow_mut().random();
         let mut text = [0; 32];
-        for (at, digit) in text.iter_mut().enumerate() {
-            *digit = DIGITS[(number >> (4 * at)) as usize & 15];
-        }
-        HeaderValue::from_bytes(&text).expect("hexadecimal digits are a field value")
+        write_digits(&mut text, self.rng.borrow_mut().random());
+        self.values.make(&text)
     }
 
     /// A trace that begins with this request.

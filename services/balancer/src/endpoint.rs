@@ -1,7 +1,7 @@
 //! The balancer's view of one worker, and of the node it belongs to. Plain data: who may use it is decided in `dispatch`.
 
 use crate::{config::UpstreamProtocol, fields, foreign::Foreign};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, uri::Scheme};
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -79,10 +79,10 @@ impl Node {
     }
 
     /// What its own URL begins with.
-    pub fn scheme(&self) -> &'static str {
+    pub fn scheme(&self) -> Scheme {
         match &self.server {
-            Server::Foreign(foreign) if foreign.security.is_some() => "https",
-            Server::Foreign(_) | Server::App { .. } => "http",
+            Server::Foreign(foreign) if foreign.security.is_some() => Scheme::HTTPS,
+            Server::Foreign(_) | Server::App { .. } => Scheme::HTTP,
         }
     }
 

@@ -52,7 +52,7 @@ impl Fallen {
             .collect();
         tracing::warn!(
             method = %record.method,
-            path = record.uri.path(),
+            path = %String::from_utf8_lossy(record.words.path()),
             request_id = record.id.to_str().unwrap_or_default(),
             workers = workers.join(", "),
             "a request killed the workers that had it: it is not sent to another one"

@@ -2,8 +2,11 @@
 //! answer, and then the patience for a client that is still talking: who closes a socket with unread bytes in it resets the
 //! connection, and the client may lose the answer it has not read yet (RFC 9112, section 9.6). Bounded in time and bytes.
 
-use crate::{body::Body, edge::Edge, fields, origin::Hop, record::Record, reject::Reject, strict::Left};
-use http::{Method, Response, Uri, Version};
+use crate::{
+    body::Body, edge::Edge, fields, http::Ended, origin::Hop, record::Record, reject::Reject, strict::Left,
+    words::Words,
+};
+use http::{Method, Response, Version};
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use proto::framing::Place;
@@ -11,6 +14,7 @@ use std::{
     cell::RefCell,
     convert::Infallible,
     io,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -18,6 +22,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
+    net::TcpStream,
     time::timeout,
 };
 
@@ -29,25 +34,32 @@ const BYTES: usize = 1024 * 1024;
 /// Asks hyper for the one answer there will be, instead of the client that did not manage to ask.
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: -\r\nconnection: close\r\n\r\n";
 
+const TURNED_AWAY: &[u8] =
+    b"HTTP/1.1 429 Too Many Requests\r\nconnection: close\r\ncontent-length: 0\r\nretry-after: 1\r\n\r\n";
+
+/// The line in the log of who has asked for what nobody has read.
+fn unread(edge: &Rc<Edge>, client: IpAddr) -> Box<Record> {
+    let method = Method::from_bytes(b"-").expect("a hyphen is a token");
+    let asked = (method, Words::default(), Version::HTTP_11);
+    let style = edge.shared.config.load().access_log_style;
+    Record::begin(edge, style, edge.request_id(), client, asked)
+}
+
 /// The last words to a client, if there are any. Returns whether it was told why.
-pub(crate) async fn part<S>(edge: &Rc<Edge>, hop: &Hop, mut left: Left<S>, ended: &hyper::Result<()>) -> bool
+pub(crate) async fn part<S>(edge: &Rc<Edge>, hop: &Hop, mut left: Left<S>, ended: &Ended) -> bool
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let late = left.place == Place::Head && left.flushed && ended.as_ref().is_err_and(hyper::Error::is_timeout);
-    let reject = left.fault.map(Reject::from).or_else(|| late.then_some(Reject::HeaderTimeout));
+    let late = matches!(ended, Ended::Late).then_some(Reject::HeaderTimeout);
+    let reject = left.fault.map(Reject::from).or(late);
     let Some(reject) = reject else {
         // the answer came before the client had sent everything
-        if left.place == Place::Body && ended.is_ok() {
+        if left.place == Place::Body && matches!(ended, Ended::Http(Ok(()))) {
             listen(&mut left.stream).await;
         }
         return false;
     };
-    // nobody has read what it asked for
-    let method = Method::from_bytes(b"-").expect("a hyphen is a token");
-    let asked = (method, Uri::from_static("-"), Version::HTTP_11);
-    let style = edge.shared.config.load().access_log_style;
-    let mut record = Record::begin(edge, style, edge.request_id(), hop.peer, asked);
+    let mut record = unread(edge, hop.peer);
     let id = record.id.to_str().expect("ids are made of visible characters");
     let mut response = reject.response(id, record.version, Duration::ZERO);
     response.headers_mut().insert(fields::X_REQUEST_ID, record.id.clone());
@@ -56,6 +68,18 @@ where
     response.body_mut().attach(record, false);
     answer(&mut left.stream, response).await;
     true
+}
+
+/// One more connection than its client may have. There may be very many of them, so it is told in one write, or not at all,
+/// and not listened to.
+pub(crate) fn turn_away(edge: &Rc<Edge>, stream: &TcpStream, peer: SocketAddr) {
+    let mut record = unread(edge, peer.ip());
+    let reject = Reject::TooManyConnections;
+    record.status = reject.status().as_u16();
+    record.reject = Some(reject);
+    // what was read does not make the kernel reset the connection
+    let _ = stream.try_read(&mut [0; 1024]);
+    let _ = stream.try_write(TURNED_AWAY);
 }
 
 /// Sends an answer to a request that nobody could read, closes our side, and listens for a while.

@@ -85,7 +85,9 @@ pub fn clean_response(headers: &mut HeaderMap) {
 fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
     let mut doomed: Vec<HeaderName> = Vec::new();
     if headers.contains_key(header::CONNECTION) {
-        for value in headers.get_all(header::CONNECTION) {
+        // the usual word is the name of a field that ends here anyhow
+        let named = headers.get_all(header::CONNECTION).iter();
+        for value in named.filter(|value| !value.as_bytes().eq_ignore_ascii_case(b"keep-alive")) {
             let names = words(value).filter_map(|name| HeaderName::from_bytes(name).ok());
             doomed.extend(names.filter(|name| !NOT_TO_BE_NAMED.contains(&name.as_str())));
         }
@@ -100,7 +102,12 @@ fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
 pub fn believed_id(headers: &HeaderMap, trusted: bool) -> Option<HeaderValue> {
     let id = headers.get(X_REQUEST_ID).filter(|_| trusted)?;
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'=' | b'+' | b'/');
-    ((1..=128).contains(&id.len()) && id.as_bytes().iter().all(plain)).then(|| id.clone())
+    ((1..=128).contains(&id.len()) && id.as_bytes().iter().all(plain)).then(|| copied(id))
+}
+
+/// The same, without the head that it is a slice of.
+fn copied(value: &HeaderValue) -> HeaderValue {
+    HeaderValue::from_bytes(value.as_bytes()).expect("it is one")
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@
 
 use crate::{
     ahead,
-    app::{App, Asker, Permit},
+    app::{App, Asker, Permit, Why},
     attempt::{Failed, attempt},
     body::Body,
-    dispatch::Class,
+    dispatch::{Class, Ended},
     edge::Edge,
     endpoint::EndpointId,
     fallen::Fallen,
@@ -74,10 +74,11 @@ pub(crate) async fn forward(
     let (mut attempts, mut refusals) = (0, 0);
     let mut fallen = Fallen::default();
     let mut failed: Option<Reject> = None;
+    let mut asked = arrived;
     loop {
-        let asked = Instant::now();
         let permit = app.acquire(asker, &tried, record.attempts > 0, asked, deadline).await;
-        let begun = Instant::now();
+        let at_once = permit.as_ref().is_ok_and(|permit| permit.why() != Why::Queued);
+        let begun = if at_once { asked } else { Instant::now() };
         record.queue += begun - asked;
         // where a second permit cannot be had, the first failure is the reason
         let mut permit = permit.map_err(|reject| failed.unwrap_or(reject))?;
@@ -90,7 +91,9 @@ pub(crate) async fn forward(
             match attempt(edge, &mut permit, begun, head, body.as_ref(), record.hears_interim()).await {
                 Ok((response, connection)) => {
                     watch.outcome = Outcome::Answered;
-                    app.metrics.upstream.record(begun.elapsed().as_secs_f64());
+                    let took = begun.elapsed();
+                    permit.judge(Ended::Answered(took));
+                    app.metrics.upstream.record(took.as_secs_f64());
                     if let Some(body) = &body {
                         body.forget_kept();
                     }
@@ -131,9 +134,10 @@ pub(crate) async fn forward(
         if attempted.verdict() == Verdict::CountDeaths {
             attempted.deaths = Some(fallen.deaths().await);
         }
+        asked = Instant::now();
         let again = match attempted.verdict() {
             Verdict::Free => true,
-            Verdict::Budgeted => app.withdraw_retry(Instant::now()),
+            Verdict::Budgeted => app.withdraw_retry(asked),
             Verdict::Poisoned => {
                 fallen.accuse(record);
                 return Err(Reject::Poisoned);
@@ -167,7 +171,7 @@ impl Drop for Watch<'_> {
 /// A tunnel is no request, so that it holds no slot.
 fn switch(
     mut response: Response<Incoming>,
-    connection: Connection,
+    connection: Box<Connection>,
     mut permit: Permit,
     asked: Option<&Asked>,
 ) -> Answer {
@@ -184,7 +188,7 @@ fn switch(
 async fn pass_on(
     edge: &Rc<Edge>,
     response: Response<Incoming>,
-    (connection, permit, request): (Connection, Permit, Option<Rc<RequestSource>>),
+    (connection, permit, request): (Box<Connection>, Permit, Option<Rc<RequestSource>>),
     few_slots: bool,
     trailers: bool,
 ) -> Answer {

@@ -5,11 +5,12 @@
 mod connection;
 mod leashed;
 mod target;
+mod visit;
 
 pub use connection::{Protocol, Server};
+pub(crate) use visit::Ended;
 
 use crate::{
-    accesslog::Format,
     body::Body,
     edge::Edge,
     fields,
@@ -27,6 +28,7 @@ use crate::{
     trace::Trace,
     trailers,
     tunnel::{Tunnel, Tunnels, Wish},
+    words::Words,
 };
 use http::{HeaderValue, Method, Request, Response, Version, header, request::Parts};
 use hyper::body::Incoming;
@@ -45,7 +47,7 @@ async fn handle(
     hop: &Hop,
     redirect_to: Option<u16>,
     mut request: Request<Incoming>,
-    (answering, leash): (Option<Answering>, Rc<Leash>),
+    (answering, leash): (Answering, Rc<Leash>),
     tunnels: &Tunnels,
 ) -> Response<Body> {
     let wish = Wish::of(&mut request, &edge, tunnels);
@@ -57,14 +59,10 @@ async fn handle(
     let style = config.access_log_style;
     drop(config);
     let id = fields::believed_id(&head.headers, hop.trusted).unwrap_or_else(|| edge.request_id());
-    let mut record =
-        Record::begin(&edge, style, id, origin.client, (head.method.clone(), head.uri.clone(), head.version));
-    if style.format == Format::Combined {
-        record.referer = head.headers.get(header::REFERER).cloned();
-        record.user_agent = head.headers.get(header::USER_AGENT).cloned();
-    }
+    let asked = (head.method.clone(), Words::of(&head, style), head.version);
+    let mut record = Record::begin(&edge, style, id, origin.client, asked);
     record.trace = Trace::of(&head.headers);
-    record.answering = answering;
+    record.answering = Some(answering);
     record.leash = Some(leash);
     let answered = answer(&edge, (hop, &origin), redirect_to, (head, incoming), wish, &mut record).await;
     let (mut response, tunnel) = match answered {
@@ -113,7 +111,7 @@ async fn answer(
         return Err(Reject::TooManyFields);
     }
     let value = host::of_request(&head)?;
-    record.host = Some(value.clone());
+    record.words.put_host(value.as_bytes());
     let text = value.to_str().map_err(|_| Reject::BadHost)?;
     let host = Host::parse(text).ok_or(Reject::BadHost)?;
     if let Some(response) = hops::ends_here(&mut head)? {
@@ -165,7 +163,7 @@ async fn answer(
     headers.insert(fields::X_REQUEST_ID, record.id.clone());
     let client = record.trace.is_some();
     let trace = record.trace.get_or_insert_with(|| edge.trace());
-    trace.pass_on(headers, edge.random(), client);
+    trace.pass_on(headers, &edge.values, edge.random(), client);
     let (upgrade, admitted) = wish.map(|wish| wish.admit(&edge.shared)).transpose()?.unzip();
     if let Some(asked) = &upgrade {
         asked.ask(headers);

@@ -1,12 +1,13 @@
 //! The balancer: terminates TLS, routes, holds the one queue of each app, picks a worker, forwards. In reading order:
-//! `listener`, `proxy_protocol`, `crowd`, `tls`, `http` (with `strict`, `farewell`, `host`, `hops`, `fields`, `origin`, `trace`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
+//! `listener`, `proxy_protocol`, `crowd`, `tls`, `http` (with `idle`, `strict`, `frames`, `farewell`, `host`, `hops`, `fields`, `origin`, `trace`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
 //! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `foreign`, `relay`, `ahead`, `buffers`, `body`, `stalls`, `leash`, `trailers`, `tunnel`, `websocket`), `retry`, `reject`,
-//! `accesslog` (with `record`), `metrics`
+//! `accesslog` (with `record`, `words`), `metrics`
 //! are the data plane, one runtime per core with its `edge`; `registry`, `fixed`, `certificates`, `readiness`,
 //! `status`, `reload`, `takeover` are the control plane, on the process's first runtime. The two meet in [`Shared`] only.
 
 pub mod accesslog;
 mod ahead;
+mod alarm;
 pub mod app;
 mod attempt;
 #[cfg(test)]
@@ -30,9 +31,11 @@ mod fixed;
 mod fixture;
 pub mod foreign;
 pub mod forward;
+mod frames;
 pub mod hops;
 pub mod host;
 pub mod http;
+pub mod idle;
 mod interim;
 mod leash;
 pub mod levels;
@@ -61,7 +64,9 @@ pub mod trace;
 pub mod trailers;
 mod tunnel;
 pub mod upstream;
+mod values;
 mod websocket;
+mod words;
 
 pub use config::Config;
 

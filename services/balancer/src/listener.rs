@@ -9,33 +9,40 @@ use crate::{
     Shared,
     accesslog::{self, AccessLog, Batch, Writer, spawn_writer},
     edge::Edge,
+    farewell,
     http::{Protocol, Server},
+    idle::{Readable, SILENT},
     metrics::{ConnectionGauges, Counted},
     proxy_protocol, tls,
 };
 use chassis::lifecycle::{Lifecycle, Phase};
 use metrics::counter;
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
     io::{self, Write},
     net::{self, SocketAddr},
+    pin::pin,
     rc::Rc,
     sync::{Arc, mpsc::SyncSender},
+    task::Poll,
     thread,
     time::Duration,
 };
 use thiserror::Error;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, oneshot},
-    task::{JoinSet, LocalSet},
-    time::{Instant, timeout_at},
+    runtime::{Builder, LocalOptions},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 /// How long accepting pauses when the process is out of descriptors or memory: trying again at once would only spin.
 const EXHAUSTED: Duration = Duration::from_millis(500);
+/// How often a connection that cannot be accepted asks for room.
+const ROOM: Duration = Duration::from_millis(100);
 /// Connections that the kernel had accepted when the listener closes, taken at most.
 const LAST_ACCEPTS: usize = 1024;
 
@@ -52,7 +59,7 @@ pub enum StartError {
     Tls(#[from] rustls::Error),
     #[error("{0}")]
     Log(#[from] accesslog::OpenError),
-    #[error("no thread, runtime or socket for a core: {0}")]
+    #[error("no thread or socket for a core: {0}")]
     Core(#[from] io::Error),
 }
 
@@ -110,7 +117,6 @@ pub(crate) fn spawn_cores_logging_to(
     let (sink, writer) = log.unzip();
     let mut threads = Vec::with_capacity(sockets.len());
     for (number, sockets) in sockets.into_iter().enumerate() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let core = Core {
             shared: Arc::clone(shared),
             sockets,
@@ -123,7 +129,9 @@ pub(crate) fn spawn_cores_logging_to(
         let last_act = LastAct { lifecycle: lifecycle.clone(), _alive: alive };
         let thread = thread::Builder::new().name(format!("core-{number}")).spawn(move || {
             let _last_act = last_act;
-            runtime.block_on(LocalSet::new().run_until(core.run()))
+            // it never leaves this thread, so that waking one of its tasks is a push to a list
+            let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+            runtime.block_on(core.run())
         })?;
         threads.push((thread, ended));
     }
@@ -184,7 +192,9 @@ async fn keep(edge: Rc<Edge>) {
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
             edge.metrics.log_lines_lost.increment(edge.log.take_lost());
-            edge.buffers.resize(edge.shared.config.load().buffers_per_core());
+            let config = edge.shared.config.load();
+            edge.buffers.resize(config.buffers_per_core());
+            edge.idle.resize(config.idle_memory_per_core());
         }
     };
     tokio::join!(edge.log.keep_flushed(), edge.pool.keep_swept(), edge.stalls.keep_looking(), count);
@@ -213,16 +223,12 @@ impl Listener {
                 let (stream, peer) = accept(&self.socket).await;
                 // While there is no slot nothing more is accepted here: it waits in the kernel's queue, not in our
                 // memory. (The slot before the connection would be one slot per idle listener.)
-                let Ok(slot) = Arc::clone(slots).acquire_owned().await else { return };
+                let Some(slot) = self.slot(slots).await else { return };
                 // ended ones are cleared here, so that the set is no longer than what is open
                 while let Some(ended) = connections.try_join_next() {
                     report(ended);
                 }
-                let served = self.connection(stream, peer, draining.clone());
-                connections.spawn_local(async move {
-                    served.await;
-                    drop(slot);
-                });
+                connections.spawn_local(self.connection(stream, peer, draining.clone(), Some(slot)));
             }
         };
         tokio::select! {
@@ -237,7 +243,7 @@ impl Listener {
         // what the kernel has accepted already would be reset when the socket closes
         for _ in 0..LAST_ACCEPTS {
             let Some(Ok((stream, peer))) = futures_util::FutureExt::now_or_never(self.socket.accept()) else { break };
-            connections.spawn_local(self.connection(stream, peer, draining.clone()));
+            connections.spawn_local(self.connection(stream, peer, draining.clone(), None));
         }
         drop(self.socket);
         let finished = async {
@@ -255,6 +261,21 @@ impl Listener {
         connections.shutdown().await;
     }
 
+    /// Where there is none, whoever has been idle longest on this core makes room.
+    async fn slot(&self, slots: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+        let mut slot = pin!(Arc::clone(slots).acquire_owned());
+        if let Poll::Ready(slot) = futures_util::poll!(slot.as_mut()) {
+            return slot.ok();
+        }
+        loop {
+            self.server.edge.idle.make_room();
+            // perhaps nobody was idle yet
+            if let Ok(slot) = timeout(ROOM, slot.as_mut()).await {
+                return slot.ok();
+            }
+        }
+    }
+
     /// One connection from its first byte to its last. Each stage of its life is boxed, here and below: a future is as large
     /// as the largest of its stages, and most connections are idle in a small one.
     fn connection(
@@ -262,9 +283,11 @@ impl Listener {
         mut stream: TcpStream,
         mut peer: SocketAddr,
         draining: CancellationToken,
+        slot: Option<OwnedSemaphorePermit>,
     ) -> impl Future<Output = ()> + 'static {
         let (server, gauges, tls) = (Rc::clone(&self.server), Rc::clone(&self.gauges), self.tls.clone());
         async move {
+            let _slot = slot;
             // small answers must not wait for an acknowledgement of the one before
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%peer, %error, "a client left at once");
@@ -277,7 +300,7 @@ impl Listener {
             let deadline = Instant::now() + limit;
             if proxied {
                 let _shaking = Counted::new(&gauges.handshake);
-                match proxy_protocol::introduce(&mut stream, peer, deadline).await {
+                match Box::pin(proxy_protocol::introduce(&mut stream, peer, deadline)).await {
                     Some(client) => peer = client,
                     None => return,
                 }
@@ -288,6 +311,9 @@ impl Listener {
             if let Some(None) = guest {
                 counter!("servery_balancer_connections_refused_total", "reason" => "client").increment(1);
                 tracing::debug!(%peer, "closed: its client has as many connections as it may");
+                if tls.is_none() {
+                    farewell::turn_away(&server.edge, &stream, peer);
+                }
                 return;
             }
             let Some(acceptor) = tls else {
@@ -296,7 +322,20 @@ impl Listener {
                 return;
             };
             let shaking = Counted::new(&gauges.handshake);
-            let result = timeout_at(deadline, Box::pin(acceptor.accept(stream))).await;
+            // nothing is made for a client that says nothing
+            let place = server.edge.idle.enter(SILENT);
+            tokio::select! {
+                readable = poll_fn(|cx| stream.poll_readable(cx)) => if readable.is_err() { return },
+                () = place.lost() => return,
+                () = sleep_until(deadline) => {
+                    count_handshake("timeout", None);
+                    return;
+                }
+            }
+            drop(place);
+            // on the heap, and a pointer in every stage of the connection's life from here on
+            let accepted = Box::pin(async move { acceptor.accept(stream).await.map(Box::new) });
+            let result = timeout_at(deadline, accepted).await;
             drop(shaking);
             let stream = match result {
                 Ok(Ok(stream)) => stream,

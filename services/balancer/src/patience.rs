@@ -1,16 +1,16 @@
 //! How long we wait for a peer to move. In: "it moved" and "it does not". Out: when to give up. One timer per waiting
 //! side, made when it first waits and looked at again when it fires: nothing is armed or disarmed per read.
 
+use crate::{alarm::Alarm, idle::Readable};
 use std::{
-    future::Future,
     io,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep, sleep_until},
+    time::Instant,
 };
 
 /// How many bytes a connection may bring before the others of its core have their turn: whoever reads it may go on for as
@@ -21,14 +21,14 @@ const TURN: usize = 32 * 1024;
 #[derive(Debug)]
 pub struct Patience {
     after: Duration,
-    sleep: Option<Pin<Box<Sleep>>>,
+    alarm: Alarm,
     /// When the wait that goes on began; `None` before the first one and after a move.
     since: Option<Instant>,
 }
 
 impl Patience {
     pub fn new(after: Duration) -> Self {
-        Self { after, sleep: None, since: None }
+        Self { after, alarm: Alarm::default(), since: None }
     }
 
     pub fn moved(&mut self) {
@@ -38,15 +38,7 @@ impl Patience {
     /// Called while nothing moves: `Ready` when that has lasted too long.
     pub fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let due = *self.since.get_or_insert_with(Instant::now) + self.after;
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(due)));
-        loop {
-            ready!(sleep.as_mut().poll(cx));
-            // It may have been set for an earlier wait.
-            if sleep.deadline() >= due {
-                return Poll::Ready(());
-            }
-            sleep.as_mut().reset(due);
-        }
+        self.alarm.poll(due, cx)
     }
 }
 
@@ -71,6 +63,12 @@ impl<S> Patient<S> {
     pub fn with_opening(mut self, bytes: usize, within: Duration) -> Self {
         self.opening = Some((bytes, Patience::new(within)));
         self
+    }
+}
+
+impl<S: Readable> Patient<S> {
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.poll_readable(cx)
     }
 }
 

@@ -12,8 +12,9 @@ use crate::{
     stalls::{Exchange, Stall},
     strict::Answering,
     trace::Trace,
+    words::Words,
 };
-use http::{HeaderValue, Method, Uri, Version};
+use http::{HeaderValue, Method, Version};
 use std::{
     fmt::{self, Write as _},
     net::IpAddr,
@@ -29,14 +30,10 @@ pub struct Record {
     pub(crate) id: HeaderValue,
     pub(crate) client: IpAddr,
     pub(crate) method: Method,
-    pub(crate) uri: Uri,
     pub(crate) version: Version,
-    pub(crate) host: Option<HeaderValue>,
+    pub(crate) words: Words,
     /// How its line is written.
     pub(crate) style: Style,
-    /// These two are kept only where the line has them.
-    pub(crate) referer: Option<HeaderValue>,
-    pub(crate) user_agent: Option<HeaderValue>,
     pub(crate) trace: Option<Trace>,
     pub(crate) body: Option<Rc<RequestSource>>,
     /// Bytes from the client that were no HTTP any more.
@@ -72,21 +69,18 @@ impl Record {
         style: Style,
         id: HeaderValue,
         client: IpAddr,
-        asked: (Method, Uri, Version),
+        asked: (Method, Words, Version),
     ) -> Box<Self> {
-        let (method, uri, version) = asked;
+        let (method, words, version) = asked;
         Box::new(Self {
             edge: Rc::clone(edge),
             start: Instant::now(),
             id,
             client,
             method,
-            uri,
             version,
-            host: None,
+            words,
             style,
-            referer: None,
-            user_agent: None,
             trace: None,
             body: None,
             tunnelled: 0,
@@ -179,8 +173,9 @@ impl Drop for Record {
             request_id: &self.id,
             client_ip: self.client,
             method: &self.method,
-            host: self.host.as_ref(),
-            uri: &self.uri,
+            host: self.words.host(),
+            path: self.words.path(),
+            query: self.words.query(),
             version: self.version,
             status,
             bytes_in: self.body.as_ref().map_or(self.tunnelled, |body| body.received()),
@@ -194,8 +189,8 @@ impl Drop for Record {
             why: self.why.map(Why::as_str),
             reject: self.reject.map(Reject::label),
             trace_id: self.trace.as_ref().map(Trace::id),
-            referer: self.referer.as_ref(),
-            user_agent: self.user_agent.as_ref(),
+            referer: self.words.referer(),
+            user_agent: self.words.user_agent(),
         };
         self.edge.log.push(&line, self.style, SystemTime::now());
     }

@@ -39,6 +39,10 @@ pub enum Reject {
     /// The client held its share of the app's places and stood still, and another one needed the place.
     StalledShare,
     NoRoute,
+    /// As many connections as one client may have.
+    TooManyConnections,
+    /// HTTP/2 frames that carry nothing, too many of them. Only for the metrics: the connection ends.
+    FrameFlood,
     QueueFull,
     /// One client fills its share of the queue, and another one waits.
     ClientShare,
@@ -90,7 +94,7 @@ impl From<Fault> for Reject {
 
 impl Reject {
     /// In the order of declaration, so that `ALL[reject as usize] == reject`.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 36] = [
         Self::Malformed,
         Self::BadFraming,
         Self::BadVersion,
@@ -108,6 +112,8 @@ impl Reject {
         Self::ResponseStall,
         Self::StalledShare,
         Self::NoRoute,
+        Self::TooManyConnections,
+        Self::FrameFlood,
         Self::QueueFull,
         Self::ClientShare,
         Self::Overload,
@@ -147,6 +153,8 @@ impl Reject {
             Self::ResponseStall => "response_stall",
             Self::StalledShare => "stalled_share",
             Self::NoRoute => "no_route",
+            Self::TooManyConnections => "too_many_connections",
+            Self::FrameFlood => "frame_flood",
             Self::QueueFull => "queue_full",
             Self::ClientShare => "client_share",
             Self::Overload => "overload",
@@ -180,7 +188,9 @@ impl Reject {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout | Self::HeaderTimeout | Self::ResponseStall => StatusCode::REQUEST_TIMEOUT,
             Self::NoRoute => StatusCode::NOT_FOUND,
-            Self::ClientShare | Self::StalledShare => StatusCode::TOO_MANY_REQUESTS,
+            Self::ClientShare | Self::StalledShare | Self::TooManyConnections | Self::FrameFlood => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             Self::QueueFull
             | Self::Overload
             | Self::QueueDeadline
@@ -218,11 +228,15 @@ impl Reject {
             | Self::BodyTooLarge
             | Self::BodyTimeout
             | Self::ResponseStall
+            | Self::FrameFlood
             | Self::ClientGone => "http_request_error",
             Self::NoRoute => "destination_not_found",
-            Self::QueueFull | Self::ClientShare | Self::StalledShare | Self::Overload | Self::TooManyTunnels => {
-                "connection_limit_reached"
-            }
+            Self::QueueFull
+            | Self::ClientShare
+            | Self::StalledShare
+            | Self::Overload
+            | Self::TooManyTunnels
+            | Self::TooManyConnections => "connection_limit_reached",
             Self::QueueDeadline | Self::NoEndpoint | Self::Refused | Self::Drained => "destination_unavailable",
             Self::ConnectRefused => "connection_refused",
             Self::ConnectTimeout => "connection_timeout",
@@ -254,6 +268,8 @@ impl Reject {
             Self::ResponseStall => "The answer was not taken.",
             Self::StalledShare => "Too many requests of yours stood still while others waited.",
             Self::NoRoute => "Nothing is served at this host and path.",
+            Self::TooManyConnections => "Too many connections of yours are open.",
+            Self::FrameFlood => "Too many frames that carry nothing.",
             Self::QueueFull => "Too many requests are waiting for this application.",
             Self::ClientShare => "Too many requests of yours are waiting for this application.",
             Self::Overload => "The application is too busy to answer in time.",
@@ -282,6 +298,7 @@ impl Reject {
             | Self::QueueDeadline
             | Self::NoEndpoint
             | Self::TooManyTunnels
+            | Self::TooManyConnections
             | Self::Refused
             | Self::Drained => true,
             Self::Malformed
@@ -300,6 +317,7 @@ impl Reject {
             | Self::BodyTimeout
             | Self::ResponseStall
             | Self::NoRoute
+            | Self::FrameFlood
             | Self::ConnectRefused
             | Self::ConnectTimeout
             | Self::UpstreamTls

@@ -34,7 +34,7 @@ pub struct Relay {
 #[derive(Debug)]
 struct Held {
     edge: Rc<Edge>,
-    connection: Connection,
+    connection: Box<Connection>,
     permit: Permit,
     request: Option<Rc<RequestSource>>,
 }
@@ -42,7 +42,7 @@ struct Held {
 impl Relay {
     pub fn new(
         edge: &Rc<Edge>,
-        connection: Connection,
+        connection: Box<Connection>,
         permit: Permit,
         request: Option<Rc<RequestSource>>,
         incoming: Incoming,

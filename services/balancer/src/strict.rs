@@ -20,7 +20,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker, ready},
 };
@@ -29,19 +29,33 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Bytes behind the last request that are read to see the client leave while it is answered.
 const BEHIND: usize = 64 * 1024;
 
-/// What the requests of a connection tell its stream. hyper wants streams that could go to another thread; this one never
-/// does.
+/// What the requests of a connection, its stream and whoever serves it tell each other. hyper wants streams that could go
+/// to another thread; this one never does.
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
-    /// A request is being answered.
-    busy: AtomicBool,
-    /// The bytes are no HTTP any more.
-    switched: AtomicBool,
+    /// Requests that are being answered; of HTTP/1.1 one at a time.
+    answering: AtomicU32,
     /// Requests so far, which is also the last one's number.
     begun: AtomicU64,
+    /// The bytes are no HTTP any more.
+    switched: AtomicBool,
+    /// Every answer is on its way, and nothing but more of this makes it go on.
+    between: AtomicBool,
+    within: AtomicBool,
     /// The request whose answer has not begun; 0 when there is none.
     unanswered: AtomicU64,
     interim: Interim,
+}
+
+/// What a connection waits for from its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Nothing, or what others have their patience for.
+    Nothing,
+    /// The first byte of a request.
+    Request,
+    /// The rest of a head.
+    Head,
 }
 
 /// A request that is being answered.
@@ -54,15 +68,32 @@ pub(crate) struct Answering {
 impl Turn {
     /// To be called before the request's future: hyper reads on before it polls that.
     pub(crate) fn begin(self: &Arc<Self>) -> Answering {
-        let request = self.begun.load(Ordering::Relaxed) + 1;
+        let request = self.begun() + 1;
         self.begun.store(request, Ordering::Relaxed);
         self.unanswered.store(request, Ordering::Relaxed);
-        self.busy.store(true, Ordering::Relaxed);
+        self.answering.fetch_add(1, Ordering::Relaxed);
         Answering { turn: Arc::clone(self), request }
     }
 
-    fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Relaxed)
+    pub(crate) fn is_busy(&self) -> bool {
+        self.answering.load(Ordering::Relaxed) > 0
+    }
+
+    pub(crate) fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Of HTTP/1.1.
+    pub(crate) fn wait(&self) -> Wait {
+        if self.is_busy() {
+            Wait::Nothing
+        } else if self.between.load(Ordering::Relaxed) {
+            Wait::Request
+        } else if self.within.load(Ordering::Relaxed) {
+            Wait::Head
+        } else {
+            Wait::Nothing
+        }
     }
 
     fn is_unanswered(&self) -> bool {
@@ -81,7 +112,7 @@ impl Answering {
         self.turn.unanswered.store(0, Ordering::Relaxed);
     }
 
-    /// Passes on the interim responses to `request`, an attempt at answering this one. Costs three allocations.
+    /// Passes on the interim responses to `request`, an attempt at answering this one. Costs four allocations.
     pub(crate) async fn hear_interim<B>(&self, request: &mut Request<B>) {
         let (turn, number) = (Arc::clone(&self.turn), self.request);
         // they come in while the connection's task waits for something else
@@ -97,7 +128,7 @@ impl Answering {
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.turn.busy.store(false, Ordering::Relaxed);
+        self.turn.answering.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -109,8 +140,6 @@ pub(crate) struct Left<S> {
     pub(crate) place: Place,
     /// Why the connection ended, and nobody has told the client.
     pub(crate) fault: Option<Fault>,
-    /// Every answer so far is on its way.
-    pub(crate) flushed: bool,
 }
 
 /// Where the stream is found after hyper has dropped it.
@@ -168,6 +197,7 @@ impl<S> Strict<S> {
             interim: Vec::new(),
             remains: Arc::clone(&remains),
         };
+        strict.tell();
         (strict, Remains(remains))
     }
 }
@@ -179,17 +209,32 @@ impl<S> Drop for Strict<S> {
             Seen::Fault(fault) if self.told => Some(fault),
             Seen::All | Seen::Switch | Seen::Last | Seen::Fault(_) => None,
         };
-        // who has said all and heard all, or has left, is left alone
-        if fault.is_none() && (self.ended || place == Place::Between) {
+        // who has left is left alone
+        if fault.is_none() && self.ended {
             return;
         }
-        let left = self.stream.take().map(|stream| Left { stream, place, fault, flushed: self.flushed });
+        let left = self.stream.take().map(|stream| Left { stream, place, fault });
         *self.remains.lock().unwrap_or_else(PoisonError::into_inner) = left;
     }
 }
 
 fn stream<S: Unpin>(stream: &mut Option<S>) -> Pin<&mut S> {
     Pin::new(stream.as_mut().expect("taken only when dropped"))
+}
+
+impl<S> Strict<S> {
+    /// Something was written.
+    fn unflushed(&mut self) {
+        self.flushed = false;
+        self.tell();
+    }
+
+    /// Tells whoever serves the connection.
+    fn tell(&self) {
+        let place = (self.flushed && self.seen == Seen::All).then(|| self.framing.place());
+        self.turn.between.store(place == Some(Place::Between), Ordering::Relaxed);
+        self.turn.within.store(place == Some(Place::Head), Ordering::Relaxed);
+    }
 }
 
 impl<S: AsyncRead + Unpin> Strict<S> {
@@ -224,6 +269,7 @@ impl<S: AsyncRead + Unpin> Strict<S> {
             drop(self.behind.splice(..0, rest));
         }
         self.seen = seen;
+        self.tell();
         buffer.set_filled(before + taken);
         Poll::Ready(Ok(taken))
     }
@@ -308,7 +354,7 @@ impl<S: AsyncWrite + Unpin> Strict<S> {
     /// stands right behind that already, with no place left between them.
     fn poll_before(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.turn.interim.waits() && (self.flushed || !self.turn.is_unanswered()) {
-            let bytes = self.turn.interim.take(self.turn.begun.load(Ordering::Relaxed));
+            let bytes = self.turn.interim.take(self.turn.begun());
             if self.flushed {
                 self.interim.extend(bytes);
             }
@@ -328,7 +374,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         ready!(this.poll_before(cx))?;
-        this.flushed = false;
+        this.unflushed();
         stream(&mut this.stream).poll_write(cx, bytes)
     }
 
@@ -339,7 +385,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         ready!(this.poll_before(cx))?;
-        this.flushed = false;
+        this.unflushed();
         stream(&mut this.stream).poll_write_vectored(cx, slices)
     }
 
@@ -358,6 +404,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
             ready!(this.poll_before(cx))?;
             ready!(stream(&mut this.stream).poll_flush(cx))?;
         }
+        this.tell();
         if !this.turn.is_busy()
             && let Some(waits) = this.waits.take()
         {

@@ -1,7 +1,8 @@
 //! W3C Trace Context (<https://www.w3.org/TR/trace-context/>). In: a request's `traceparent` and `tracestate`, and random
 //! numbers. Out: what the worker is told: the client's trace, or one that begins here, with a parent of ours. Pure.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use crate::values::Values;
+use http::{HeaderMap, HeaderName};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -55,13 +56,12 @@ impl Trace {
     }
 
     /// Tells the worker of it, with `parent` as who asks. `client`: it is the client's trace, so its state goes with it.
-    pub fn pass_on(&self, headers: &mut HeaderMap, parent: u64, client: bool) {
+    pub(crate) fn pass_on(&self, headers: &mut HeaderMap, values: &Values, parent: u64, client: bool) {
         let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
         text[3..35].copy_from_slice(&self.id);
         write_digits(&mut text[36..52], parent.max(1).into());
         text[53..].copy_from_slice(&self.flags);
-        let value = HeaderValue::from_bytes(&text).expect("hexadecimal digits are a field value");
-        headers.insert(TRACEPARENT, value);
+        headers.insert(TRACEPARENT, values.make(&text));
         if !client || !is_bounded(headers) {
             headers.remove(TRACESTATE);
         }
@@ -79,7 +79,7 @@ fn is_bounded(headers: &HeaderMap) -> bool {
 }
 
 /// Lower-case hexadecimal, filled up with zeros.
-fn write_digits(text: &mut [u8], number: u128) {
+pub(crate) fn write_digits(text: &mut [u8], number: u128) {
     for (at, digit) in text.iter_mut().rev().enumerate() {
         *digit = DIGITS[(number >> (4 * at)) as usize & 15];
     }
@@ -88,6 +88,7 @@ fn write_digits(text: &mut [u8], number: u128) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderValue;
     use proptest::prelude::*;
 
     const GOOD: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -113,7 +114,7 @@ mod tests {
             let mut request = headers(&[("traceparent", value), ("tracestate", "a=1,b=2"), ("tracestate", "c=3")]);
             let trace = Trace::of(&request).unwrap();
             assert_eq!(trace.id(), b"0af7651916cd43dd8448eb211c80319c");
-            trace.pass_on(&mut request, 0xab, true);
+            trace.pass_on(&mut request, &Values::new(), 0xab, true);
             let wanted = format!("00-0af7651916cd43dd8448eb211c80319c-00000000000000ab-{flags}");
             assert_eq!(request.get_all("traceparent").iter().collect::<Vec<_>>(), [wanted.as_str()]);
             assert_eq!(request.get_all("tracestate").iter().collect::<Vec<_>>(), ["a=1,b=2", "c=3"]);
@@ -150,7 +151,7 @@ mod tests {
     fn a_trace_that_begins_here_has_no_state_of_another() {
         for (sampled, flags) in [(true, "01"), (false, "00")] {
             let mut request = headers(&[("traceparent", "nonsense"), ("tracestate", "a=1")]);
-            Trace::begin(0x1234, sampled).pass_on(&mut request, 0, false);
+            Trace::begin(0x1234, sampled).pass_on(&mut request, &Values::new(), 0, false);
             let wanted = format!("00-00000000000000000000000000001234-0000000000000001-{flags}");
             assert_eq!(request["traceparent"], wanted.as_str());
             assert!(!request.contains_key("tracestate"));
@@ -174,7 +175,7 @@ mod tests {
                 request.append("tracestate", HeaderValue::from_str(value).unwrap());
             }
             let trace = Trace::of(&request).unwrap();
-            trace.pass_on(&mut request, 7, true);
+            trace.pass_on(&mut request, &Values::new(), 7, true);
             assert_eq!(request.contains_key("tracestate"), stays, "{state:?}");
         }
     }
@@ -190,7 +191,7 @@ mod tests {
             }
             let client = Trace::of(&request);
             let trace = client.unwrap_or_else(|| Trace::begin(id, sampled));
-            trace.pass_on(&mut request, parent, client.is_some());
+            trace.pass_on(&mut request, &Values::new(), parent, client.is_some());
             prop_assert_eq!(Trace::of(&request), Some(trace));
         }
     }

@@ -77,14 +77,14 @@ pub(crate) struct Admitted {
 pub(crate) struct Agreed {
     worker: OnUpgrade,
     /// Its end would end the tunnel before it has begun.
-    connection: Connection,
+    connection: Box<Connection>,
 }
 
 /// Both sides have agreed, and wait for the 101 to be passed on.
 pub(crate) struct Tunnel {
     client: OnUpgrade,
     worker: OnUpgrade,
-    connection: Connection,
+    connection: Box<Connection>,
     /// How long one side may take nothing of what it is sent.
     patience: Duration,
     _place: Place,
@@ -184,7 +184,7 @@ impl Admitted {
 }
 
 impl Agreed {
-    pub(crate) fn new(response: &mut Response<Incoming>, connection: Connection) -> Self {
+    pub(crate) fn new(response: &mut Response<Incoming>, connection: Box<Connection>) -> Self {
         Self { worker: hyper::upgrade::on(response), connection }
     }
 }

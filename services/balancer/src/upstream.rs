@@ -9,13 +9,14 @@ pub(crate) use streams::{Ending, ending};
 
 use crate::{
     Shared,
+    alarm::Alarm,
     endpoint::{Endpoint, Server},
     foreign::Secured,
     reject::Reject,
     source::RequestBody,
 };
 use futures_util::future::Either;
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response, uri::Scheme};
 use hyper::{
     body::Incoming,
     client::conn::{TrySendError, http1},
@@ -37,7 +38,8 @@ const HEAD: u32 = 64 * 1024;
 /// Read buffer of a connection.
 const BUFFER: usize = 64 * 1024;
 
-/// A connection to a worker; closed when dropped.
+/// A connection to a worker; closed when dropped. In a box, as each request hands it on from one place to another a dozen
+/// times.
 #[derive(Debug)]
 pub struct Connection {
     carrier: Carrier,
@@ -48,6 +50,8 @@ pub struct Connection {
     /// It has served a request before.
     pub(crate) reused: bool,
     idle_since: Instant,
+    /// For whoever waits for an answer.
+    pub(crate) alarm: Alarm,
 }
 
 #[derive(Debug)]
@@ -60,10 +64,11 @@ enum Carrier {
 
 impl Connection {
     /// A stream goes on where others have been before.
-    fn of(stream: Stream, endpoint: &Arc<Endpoint>, now: Instant) -> Self {
+    fn of(stream: Stream, endpoint: &Arc<Endpoint>, now: Instant) -> Box<Self> {
         let (number, name, reused) = (stream.number(), stream.name(), stream.is_proven());
         let (carrier, endpoint) = (Carrier::Stream(stream), Arc::clone(endpoint));
-        Self { carrier, number, name, endpoint, reused, idle_since: now }
+        let alarm = Alarm::default();
+        Box::new(Self { carrier, number, name, endpoint, reused, idle_since: now, alarm })
     }
 
     /// The one request that there is room for now. The error has it still where nothing of it was sent.
@@ -123,7 +128,8 @@ impl Drop for Connection {
 pub struct Pool {
     shared: Arc<Shared>,
     /// By the endpoint's place in memory, which stays its own as long as it is in here.
-    idle: RefCell<HashMap<*const Endpoint, Vec<Connection>>>,
+    #[expect(clippy::vec_box, reason = "who takes one out goes on with the box")]
+    idle: RefCell<HashMap<*const Endpoint, Vec<Box<Connection>>>>,
     streams: Streams,
 }
 
@@ -133,7 +139,7 @@ impl Pool {
     }
 
     /// The connection that became idle last, if one is still open, and not for too long.
-    pub fn take(&self, endpoint: &Arc<Endpoint>, now: Instant) -> Option<Connection> {
+    pub fn take(&self, endpoint: &Arc<Endpoint>, now: Instant) -> Option<Box<Connection>> {
         if endpoint.node.speaks_http2() {
             return self.streams.take(endpoint, now).map(|stream| Connection::of(stream, endpoint, now));
         }
@@ -154,7 +160,7 @@ impl Pool {
     }
 
     /// A connection whose last response was read to the end.
-    pub fn put(&self, mut connection: Connection, now: Instant) {
+    pub fn put(&self, mut connection: Box<Connection>, now: Instant) {
         if let Carrier::Stream(stream) = &connection.carrier {
             stream.prove();
             return;
@@ -172,7 +178,7 @@ impl Pool {
     }
 
     /// A new connection. Nothing was sent when this fails.
-    pub async fn dial(&self, endpoint: &Arc<Endpoint>) -> Result<Connection, Reject> {
+    pub async fn dial(&self, endpoint: &Arc<Endpoint>) -> Result<Box<Connection>, Reject> {
         let limit = self.shared.config.load().connect_timeout;
         if endpoint.node.speaks_http2() {
             let dialled = timeout(limit, self.dial_stream(endpoint)).await.map_err(|_| Reject::ConnectTimeout)?;
@@ -187,7 +193,7 @@ impl Pool {
 
     async fn dial_stream(&self, endpoint: &Arc<Endpoint>) -> Result<Stream, Reject> {
         let number = || self.shared.number_connection();
-        if endpoint.node.scheme() == "http" {
+        if endpoint.node.scheme() == Scheme::HTTP {
             return self.streams.dial(endpoint, async || Ok((reached(endpoint).await?, number()))).await;
         }
         let secured = async || match connect(endpoint).await? {
@@ -197,7 +203,7 @@ impl Pool {
         self.streams.dial(endpoint, secured).await
     }
 
-    async fn speak<S>(&self, endpoint: &Arc<Endpoint>, stream: S) -> Result<Connection, Reject>
+    async fn speak<S>(&self, endpoint: &Arc<Endpoint>, stream: S) -> Result<Box<Connection>, Reject>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -212,7 +218,8 @@ impl Pool {
         let number = self.shared.number_connection();
         let name = name(number);
         let carrier = Carrier::Whole { sender, task };
-        Ok(Connection { carrier, number, name, endpoint, reused: false, idle_since: Instant::now() })
+        let (idle_since, alarm) = (Instant::now(), Alarm::default());
+        Ok(Box::new(Connection { carrier, number, name, endpoint, reused: false, idle_since, alarm }))
     }
 
     /// Closes what is too old, closed by the worker, or belongs to an endpoint that is gone.

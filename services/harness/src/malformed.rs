@@ -30,10 +30,12 @@ pub fn heads() -> Vec<Malformed> {
         "GET /first HTTP/1.1\r\nhost: a\r\nx: a\rb\r\n\r\n".to_owned(),
         "GET /first HTTP/1.1\r\nhost: a\r\nx: a\0b\r\n\r\n".to_owned(),
         "GET /first HTTP/1.1\rhost: a\r\r".to_owned(),
+        "\n".to_owned(),
         // folded lines, spaces before colons
         "GET /first HTTP/1.1\r\nhost: a\r\nx: y\r\n z\r\n\r\n".to_owned(),
         "GET /first HTTP/1.1\r\n host: a\r\n\r\n".to_owned(),
         "GET /first HTTP/1.1\r\nhost: a\r\ntransfer-encoding : chunked\r\n\r\n".to_owned(),
+        "GET /first HTTP/1.1\r\nhost : a\r\n\r\n".to_owned(),
         "GET /first HTTP/1.1\r\nhost: a\r\nno colon\r\n\r\n".to_owned(),
         // request lines
         "GET /first\u{e4} HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(),

@@ -14,6 +14,12 @@ mod role;
 mod status;
 mod up;
 
+/// Every request takes a read buffer of 8 KiB and gives it back: the C library's allocator has its slow way for those, and
+/// trims what it keeps for each thread.
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Wrong usage or configuration (EX_USAGE of sysexits.h).
 const USAGE: u8 = 64;
 

@@ -2,8 +2,8 @@
 //! client sends. Pure.
 
 use super::settings::{Format, Style};
-use http::{HeaderValue, Method, Uri, Version};
-use proto::access_line::{Millis, optional, text};
+use http::{HeaderValue, Method, Version};
+use proto::access_line::{address, millis, number, optional, text, thousandths};
 use std::{
     io::Write,
     net::IpAddr,
@@ -12,7 +12,7 @@ use std::{
 use time::OffsetDateTime;
 
 /// Longest part of a client's text that goes into a line of the combined format; JSON has the same.
-const TEXT: usize = 2048;
+pub(crate) const TEXT: usize = 2048;
 
 const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
@@ -22,8 +22,10 @@ pub struct Line<'a> {
     pub request_id: &'a HeaderValue,
     pub client_ip: IpAddr,
     pub method: &'a Method,
-    pub host: Option<&'a HeaderValue>,
-    pub uri: &'a Uri,
+    pub host: Option<&'a [u8]>,
+    pub path: &'a [u8],
+    /// Only where the line has it.
+    pub query: Option<&'a [u8]>,
     pub version: Version,
     pub status: u16,
     pub bytes_in: u64,
@@ -38,8 +40,8 @@ pub struct Line<'a> {
     pub reject: Option<&'static str>,
     pub trace_id: Option<&'a [u8]>,
     /// These two only in the combined format.
-    pub referer: Option<&'a HeaderValue>,
-    pub user_agent: Option<&'a HeaderValue>,
+    pub referer: Option<&'a [u8]>,
+    pub user_agent: Option<&'a [u8]>,
 }
 
 /// The second that it is, as text: made once a second.
@@ -73,48 +75,59 @@ impl Line<'_> {
         clock.set(now);
         match style.format {
             Format::Json => {
-                let millis = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().subsec_millis();
-                self.write_json(out, style.query, &clock.iso, millis);
+                let millisecond = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().subsec_millis();
+                self.write_json(out, style.query, &clock.iso, millisecond);
             }
             Format::Combined => self.write_combined(out, style.query, &clock.common),
         }
     }
 
-    fn write_json(&self, out: &mut Vec<u8>, query: bool, second: &str, millis: u32) {
-        // writing to a vector does not fail
-        let _ = write!(out, "{{\"ts\":\"{second}.{millis:03}Z\",\"request_id\":");
+    fn write_json(&self, out: &mut Vec<u8>, query: bool, second: &str, millisecond: u32) {
+        out.extend_from_slice(b"{\"ts\":\"");
+        out.extend_from_slice(second.as_bytes());
+        out.push(b'.');
+        thousandths(out, millisecond);
+        out.extend_from_slice(b"Z\",\"request_id\":");
         text(out, self.request_id.as_bytes());
-        let _ = write!(out, ",\"client_ip\":\"{}\",\"method\":", self.client_ip);
+        out.extend_from_slice(b",\"client_ip\":\"");
+        address(out, self.client_ip);
+        out.extend_from_slice(b"\",\"method\":");
         text(out, self.method.as_str().as_bytes());
         out.extend_from_slice(b",\"host\":");
-        optional(out, self.host.map(HeaderValue::as_bytes));
+        optional(out, self.host);
         out.extend_from_slice(b",\"path\":");
-        text(out, self.uri.path().as_bytes());
+        text(out, self.path);
         if query {
             out.extend_from_slice(b",\"query\":");
-            optional(out, self.uri.query().map(str::as_bytes));
+            optional(out, self.query);
         }
-        let proto = match self.version {
-            Version::HTTP_2 => "HTTP/2",
-            Version::HTTP_10 => "HTTP/1.0",
-            _ => "HTTP/1.1",
+        let proto: &[u8] = match self.version {
+            Version::HTTP_2 => b"HTTP/2",
+            Version::HTTP_10 => b"HTTP/1.0",
+            _ => b"HTTP/1.1",
         };
-        let _ = write!(
-            out,
-            ",\"proto\":\"{proto}\",\"status\":{},\"bytes_in\":{},\"bytes_out\":{},\"duration_ms\":{},\"queue_ms\":{},\"attempts\":{},\"app\":",
-            self.status,
-            self.bytes_in,
-            self.bytes_out,
-            Millis(self.duration),
-            Millis(self.queue),
-            self.attempts,
-        );
+        out.extend_from_slice(b",\"proto\":\"");
+        out.extend_from_slice(proto);
+        out.extend_from_slice(b"\",\"status\":");
+        number(out, self.status);
+        out.extend_from_slice(b",\"bytes_in\":");
+        number(out, self.bytes_in);
+        out.extend_from_slice(b",\"bytes_out\":");
+        number(out, self.bytes_out);
+        out.extend_from_slice(b",\"duration_ms\":");
+        millis(out, self.duration);
+        out.extend_from_slice(b",\"queue_ms\":");
+        millis(out, self.queue);
+        out.extend_from_slice(b",\"attempts\":");
+        number(out, self.attempts);
+        out.extend_from_slice(b",\"app\":");
         optional(out, self.app.map(str::as_bytes));
         out.extend_from_slice(b",\"node\":");
         optional(out, self.node.map(str::as_bytes));
+        out.extend_from_slice(b",\"worker\":");
         match self.worker {
-            Some(worker) => _ = write!(out, ",\"worker\":{worker}"),
-            None => out.extend_from_slice(b",\"worker\":null"),
+            Some(worker) => number(out, worker),
+            None => out.extend_from_slice(b"null"),
         }
         out.extend_from_slice(b",\"why\":");
         optional(out, self.why.map(str::as_bytes));
@@ -131,10 +144,10 @@ impl Line<'_> {
         let _ = write!(out, "{} - - [{second}] \"", self.client_ip);
         escaped(out, self.method.as_str().as_bytes());
         out.push(b' ');
-        escaped(out, self.uri.path().as_bytes());
-        if let Some(query) = self.uri.query().filter(|_| query) {
+        escaped(out, self.path);
+        if let Some(query) = self.query.filter(|_| query) {
             out.push(b'?');
-            escaped(out, query.as_bytes());
+            escaped(out, query);
         }
         let proto = match self.version {
             Version::HTTP_2 => "HTTP/2.0",
@@ -142,9 +155,9 @@ impl Line<'_> {
             _ => "HTTP/1.1",
         };
         let _ = write!(out, " {proto}\" {} {} \"", self.status, self.bytes_out);
-        escaped(out, self.referer.map_or(b"-", HeaderValue::as_bytes));
+        escaped(out, self.referer.unwrap_or(b"-"));
         out.extend_from_slice(b"\" \"");
-        escaped(out, self.user_agent.map_or(b"-", HeaderValue::as_bytes));
+        escaped(out, self.user_agent.unwrap_or(b"-"));
         out.extend_from_slice(b"\"\n");
     }
 }
@@ -168,21 +181,19 @@ pub(super) mod tests {
     use super::*;
     use chassis::config::Fraction;
     use proptest::prelude::*;
-    use std::sync::LazyLock;
 
     pub(in super::super) const JSON: Style = Style { format: Format::Json, query: false, sample: Fraction::ALL };
     const COMBINED: Style = Style { format: Format::Combined, ..JSON };
 
     pub(in super::super) fn line<'a>() -> Line<'a> {
         static ID: HeaderValue = HeaderValue::from_static("00ff");
-        static HOST: HeaderValue = HeaderValue::from_static("a.org");
-        static TARGET: LazyLock<Uri> = LazyLock::new(|| Uri::from_static("/x?secret=1"));
         Line {
             request_id: &ID,
             client_ip: [10, 0, 0, 1].into(),
             method: &Method::GET,
-            host: Some(&HOST),
-            uri: &TARGET,
+            host: Some(b"a.org"),
+            path: b"/x",
+            query: Some(b"secret=1"),
             version: Version::HTTP_2,
             status: 200,
             bytes_in: 1,
@@ -218,8 +229,7 @@ pub(super) mod tests {
         assert_eq!(written(JSON, &line()), format!("{start}{end}"));
         let query = Style { query: true, ..JSON };
         assert_eq!(written(query, &line()), format!("{start},\"query\":\"secret=1\"{end}"));
-        let uri = Uri::from_static("/x");
-        assert!(written(query, &Line { uri: &uri, ..line() }).contains("\"path\":\"/x\",\"query\":null,"));
+        assert!(written(query, &Line { query: None, ..line() }).contains("\"path\":\"/x\",\"query\":null,"));
     }
 
     #[test]
@@ -228,24 +238,20 @@ pub(super) mod tests {
         assert_eq!(written(COMBINED, &line()), format!("{start} HTTP/2.0\" 200 2 \"-\" \"-\"\n"));
         let query = Style { query: true, ..COMBINED };
         assert_eq!(written(query, &line()), format!("{start}?secret=1 HTTP/2.0\" 200 2 \"-\" \"-\"\n"));
-        let referer = HeaderValue::from_static("https://b.org/?a=\"b\\c");
-        let agent = HeaderValue::from_bytes(b"caf\xc3\xa9\t~").unwrap();
         let client_ip = "2001:db8::1".parse().unwrap();
-        let (referer, user_agent) = (Some(&referer), Some(&agent));
+        let (referer, user_agent) = (Some(&b"https://b.org/?a=\"b\\c"[..]), Some(&b"caf\xc3\xa9\t~"[..]));
         assert_eq!(
             written(COMBINED, &Line { version: Version::HTTP_11, client_ip, referer, user_agent, ..line() }),
             "2001:db8::1 - - [21/Nov/2026:11:35:26 +0000] \"GET /x HTTP/1.1\" 200 2 \"https://b.org/?a=\\x22b\\x5Cc\" \
              \"caf\\xC3\\xA9\\x09~\"\n"
         );
-        let agent = HeaderValue::try_from("a".repeat(9000)).unwrap();
-        assert!(written(COMBINED, &Line { user_agent: Some(&agent), ..line() }).len() < TEXT + 200);
+        assert!(written(COMBINED, &Line { user_agent: Some(&[b'a'; 9000]), ..line() }).len() < TEXT + 200);
     }
 
     proptest! {
         #[test]
         fn whatever_a_client_sends_is_one_line_of_json(host in prop::collection::vec(any::<u8>(), 0..40)) {
-            let Ok(value) = HeaderValue::from_bytes(&host) else { return Ok(()) };
-            let text = written(JSON, &Line { host: Some(&value), ..line() });
+            let text = written(JSON, &Line { host: Some(&host), ..line() });
             prop_assert_eq!(text.bytes().filter(|byte| *byte == b'\n').count(), 1);
             let read: serde_json::Value = serde_json::from_str(&text).unwrap();
             let expected = String::from_utf8_lossy(&host);
@@ -258,9 +264,7 @@ pub(super) mod tests {
             referer in prop::collection::vec(any::<u8>(), 0..40),
             agent in prop::collection::vec(any::<u8>(), 0..40),
         ) {
-            let values = [HeaderValue::from_bytes(&referer), HeaderValue::from_bytes(&agent)];
-            let [Ok(referer), Ok(agent)] = values else { return Ok(()) };
-            let (referer, user_agent) = (Some(&referer), Some(&agent));
+            let (referer, user_agent) = (Some(&referer[..]), Some(&agent[..]));
             let text = written(COMBINED, &Line { referer, user_agent, ..line() });
             prop_assert!(text.ends_with('\n') && text[..text.len() - 1].bytes().all(|byte| (32..127).contains(&byte)));
             prop_assert_eq!(text.matches('"').count(), 6);

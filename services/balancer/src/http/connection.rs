@@ -3,18 +3,15 @@
 //! time, HTTP/2's streams and resets. Of HTTP/1.1 hyper gets to see only what `strict` lets through, so that every
 //! request is answered, counted and logged by us.
 
-use super::{FIELDS, handle, leashed::LeashedExecutor};
-use crate::{
-    edge::Edge,
-    farewell,
-    leash::Leash,
-    origin::Hop,
-    patience::Patient,
-    reject::Reject,
-    strict::{Strict, Turn},
-    tunnel::Tunnels,
+use super::{
+    FIELDS,
+    leashed::LeashedExecutor,
+    visit::{Ended, Visit, Waiting},
 };
-use http::{HeaderValue, StatusCode, header};
+use crate::{
+    edge::Edge, farewell, frames::Counting, idle::Readable, leash::Leash, origin::Hop, patience::Patient,
+    reject::Reject, strict::Strict,
+};
 use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
@@ -23,14 +20,19 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use proto::framing::Limits;
 use std::{
     cell::Cell,
-    convert::Infallible,
+    future::poll_fn,
+    pin::pin,
     rc::Rc,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Notify,
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -43,7 +45,7 @@ const FRAME: Limits = Limits { line: LINE, head: HEAD, fields: FIELDS };
 /// Bytes that are buffered of a body that is not read yet.
 const BUFFER: usize = 64 * 1024;
 /// Bytes of an HTTP/2 head, counted as RFC 9113 section 6.5.2 does: 32 per field on top.
-const HEADER_LIST: u32 = 32 * 1024;
+const HEADER_LIST: u32 = 16 * 1024;
 /// Requests in flight on one HTTP/2 connection.
 const STREAMS: u32 = 128;
 /// Streams that were reset before we saw them (Rapid Reset, CVE-2023-44487), ...
@@ -54,11 +56,15 @@ const RESETS_OURS: usize = 256;
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// How much of a response is buffered per HTTP/2 stream.
-const SEND_BUFFER: usize = 64 * 1024;
+const SEND_BUFFER: usize = 32 * 1024;
 /// An HTTP/2 client is asked this often whether it is there, and has as long to answer.
 const PING: Duration = Duration::from_secs(20);
 /// The preface that opens an HTTP/2 connection.
 const PREFACE: usize = 24;
+/// How long a client may go on asking that was told to go, ...
+const LEAVING: Duration = Duration::from_secs(5);
+/// ... and one that was so while it was idle.
+const LEAVING_IDLE: Duration = Duration::from_millis(500);
 
 /// How one listener serves, on one core.
 #[derive(Debug)]
@@ -83,7 +89,7 @@ impl Server {
     /// `redirect_to`: the bound port of HTTPS, for the plain listener beside it.
     pub fn new(edge: &Rc<Edge>, scheme: &'static str, redirect_to: Option<u16>) -> Self {
         let mut http1 = http1::Builder::new();
-        http1.timer(TokioTimer::new()).max_header_size(HEAD).max_buf_size(BUFFER);
+        http1.timer(TokioTimer::new()).header_read_timeout(None).max_header_size(HEAD).max_buf_size(BUFFER);
         let executor = LeashedExecutor::default();
         let mut http2 = http2::Builder::new(executor.clone());
         http2
@@ -110,119 +116,134 @@ impl Server {
         protocol: Protocol,
         draining: &CancellationToken,
     ) where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: AsyncRead + AsyncWrite + Readable + Unpin + Send + 'static,
     {
         // what a connection is told of its limits, it keeps
         let config = self.edge.shared.config.load_full();
         let stream = Patient::new(stream, config.body_timeout);
-        let hop = Rc::new(Hop::new(peer, self.scheme, &config.trusted_proxies));
-        let redirect_to = self.redirect_to.map(|port| config.public_https_port.unwrap_or(port));
-        let mut http1 = self.http1.clone();
-        http1.header_read_timeout(config.header_timeout);
-        let any = Cell::new(false);
-        let served = Cell::new(0_usize);
-        // HTTP/2 has had as many requests as it may
-        let worn = Notify::new();
-        let tunnels: Rc<Tunnels> = Rc::default();
-        let turn = Arc::<Turn>::default();
-        let mut remains = None;
-        let leash = Rc::new(Leash::new(config.body_timeout));
-        let service = service_fn(|request| {
-            any.set(true);
-            served.set(served.get() + 1);
-            let last = config.requests_per_connection.is_some_and(|most| served.get() >= most.get());
-            if last {
-                worn.notify_one();
+        let visit = Visit {
+            edge: &self.edge,
+            hop: Rc::new(Hop::new(peer, self.scheme, &config.trusted_proxies)),
+            redirect_to: self.redirect_to.map(|port| config.public_https_port.unwrap_or(port)),
+            config,
+            turn: Arc::default(),
+            served: Cell::new(0),
+            since: Cell::new(Instant::now()),
+            worn: Notify::new(),
+            tunnels: Rc::default(),
+            draining,
+        };
+        match protocol {
+            Protocol::Http1 => self.serve_http1(stream, &visit).await,
+            Protocol::Http2 => self.serve_http2(stream, &visit).await,
+        }
+    }
+
+    /// hyper is there only while there is something to do: it keeps room for what may come.
+    async fn serve_http1<S>(&self, mut stream: Patient<S>, visit: &Visit<'_>)
+    where
+        S: AsyncRead + AsyncWrite + Readable + Unpin + Send + 'static,
+    {
+        let (ended, left) = loop {
+            if !visit.wait(&stream).await {
+                return;
             }
-            let answering = (protocol == Protocol::Http1).then(|| turn.begin());
-            let leash = match protocol {
-                Protocol::Http1 => Rc::clone(&leash),
-                Protocol::Http2 => {
-                    let leash = Rc::new(Leash::new(config.body_timeout));
-                    self.executor.lead(&leash);
-                    leash
-                }
-            };
-            let (edge, hop) = (Rc::clone(&self.edge), Rc::clone(&hop));
-            let tunnels = Rc::clone(&tunnels);
-            async move {
-                // not a part of the connection, which keeps room for one even while it is idle
-                let mut response =
-                    Box::pin(handle(edge, &hop, redirect_to, request, (answering, leash), &tunnels)).await;
-                if last && protocol == Protocol::Http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                    // said, so that the client sends nothing more that would be lost
-                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                Ok::<_, Infallible>(response)
+            let before = visit.served.get();
+            let (strict, remains) = Strict::new(stream, FRAME, &visit.turn);
+            let leash = visit.leash();
+            let ended = Box::pin(self.requests(strict, visit, &leash)).await;
+            // in the middle of an answer: there is nothing more to say
+            if leash.reason().is_some() {
+                return;
             }
-        });
-        let ended = match protocol {
-            Protocol::Http1 => {
-                let (stream, left) = Strict::new(stream, FRAME, &turn);
-                remains = Some(left);
-                // it came in just before the listener closed: answer its one request
-                http1.keep_alive(!draining.is_cancelled());
-                let connection = http1.serve_connection(TokioIo::new(stream), service);
-                let mut connection = Box::pin(connection.with_upgrades());
-                let serving = async {
-                    tokio::select! {
-                        biased;
-                        ended = connection.as_mut() => ended,
-                        () = draining.cancelled(), if !draining.is_cancelled() => {
-                            // Closed now, an idle connection might meet its client's next request on the way. Where
-                            // another process serves there is time: the next answer says that it is the last.
-                            if !self.edge.shared.taken_over.load(Ordering::Relaxed) {
-                                connection.as_mut().graceful_shutdown();
-                            }
-                            connection.await
-                        }
-                    }
-                };
-                tokio::select! {
-                    biased;
-                    ended = serving => ended,
-                    // in the middle of an answer: there is nothing more to say
-                    () = leash.stopped() => return,
-                }
+            // what says nothing, such as empty records of TLS, buys no time
+            if visit.served.get() != before {
+                visit.since.set(Instant::now());
             }
-            Protocol::Http2 => {
-                let stream = stream.with_opening(PREFACE, config.header_timeout);
-                let mut connection = Box::pin(self.http2.serve_connection(TokioIo::new(stream), service));
-                let over = async {
-                    tokio::select! {
-                        () = draining.cancelled() => {}
-                        () = worn.notified() => {}
-                    }
-                };
-                tokio::select! {
-                    biased;
-                    ended = connection.as_mut() => ended,
-                    () = over => {
-                        connection.as_mut().graceful_shutdown();
-                        connection.await
-                    }
-                }
+            if ended.is_some() {
+                Box::pin(visit.tunnels.run()).await;
+            }
+            match (ended, remains.take()) {
+                (Some(ended), left) => break (ended, left),
+                (None, Some(left)) => stream = left.stream,
+                (None, None) => return,
             }
         };
-        Box::pin(tunnels.run()).await;
-        let left = remains.and_then(|remains| remains.take());
         let told = match left {
-            Some(left) => Box::pin(farewell::part(&self.edge, &hop, left, &ended)).await,
+            Some(left) => Box::pin(farewell::part(visit.edge, &visit.hop, left, &ended)).await,
             None => false,
         };
-        if let Err(error) = ended {
-            let metrics = &self.edge.metrics;
-            if told {
-                // and counted with its line in the log
-            } else if error.is_parse_too_large() {
-                metrics.count_reject(Reject::HeadTooLarge);
-            } else if error.is_parse() {
-                metrics.count_reject(Reject::Malformed);
-            } else if error.is_timeout() && !any.get() {
-                // after a request it is only an idle connection that hyper closes by the same timer
-                metrics.count_reject(Reject::HeaderTimeout);
+        if !told && let Ended::Http(Err(error)) = ended {
+            visit.complain(&error);
+        }
+    }
+
+    /// HTTP/1.1, until it ends, or (`None`) for as long as the client has something to say, or until the leash ends it.
+    async fn requests<S>(&self, stream: Strict<Patient<S>>, visit: &Visit<'_>, leash: &Rc<Leash>) -> Option<Ended>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = service_fn(|request| visit.request(request, Protocol::Http1, Rc::clone(leash)));
+        let mut http1 = self.http1.clone();
+        // it came in just before the listener closed: answer its one request
+        http1.keep_alive(!visit.draining.is_cancelled());
+        let connection = http1.serve_connection(TokioIo::new(stream), service);
+        let mut connection = pin!(connection.with_upgrades());
+        let mut waiting = Waiting::new(&visit.turn, visit.edge.idle.after(), visit.config.header_timeout);
+        tokio::select! {
+            biased;
+            ended = poll_fn(|cx| waiting.poll(connection.as_mut(), cx)) => return ended,
+            () = leash.stopped() => return None,
+            () = visit.draining.cancelled(), if !visit.draining.is_cancelled() => {}
+        }
+        // Closed now, an idle connection might meet its client's next request on the way. Where another process serves there
+        // is time: the next answer says that it is the last.
+        if !visit.edge.shared.taken_over.load(Ordering::Relaxed) {
+            connection.as_mut().graceful_shutdown();
+        }
+        tokio::select! {
+            biased;
+            ended = poll_fn(|cx| waiting.poll(connection.as_mut(), cx)) => ended,
+            () = leash.stopped() => None,
+        }
+    }
+
+    async fn serve_http2<S>(&self, stream: Patient<S>, visit: &Visit<'_>)
+    where
+        S: AsyncRead + AsyncWrite + Readable + Unpin + Send + 'static,
+    {
+        if !visit.wait(&stream).await {
+            return;
+        }
+        let calm = Arc::<AtomicBool>::default();
+        let stream = Counting::new(stream.with_opening(PREFACE, visit.config.header_timeout), &calm);
+        let service = service_fn(|request| {
+            let leash = visit.leash();
+            self.executor.lead(&leash);
+            visit.request(request, Protocol::Http2, leash)
+        });
+        let mut connection = Box::pin(self.http2.serve_connection(TokioIo::new(stream), service));
+        let ended = tokio::select! {
+            biased;
+            ended = connection.as_mut() => Ok(ended),
+            () = visit.draining.cancelled() => Err(LEAVING),
+            () = visit.worn.notified() => Err(LEAVING),
+            () = visit.idled() => Err(LEAVING_IDLE),
+        };
+        let ended = match ended {
+            Ok(ended) => ended,
+            Err(within) => {
+                connection.as_mut().graceful_shutdown();
+                visit.leave(connection.as_mut(), within).await
             }
-            tracing::debug!(%peer, %error, "a client's connection ended early");
+        };
+        drop(connection);
+        Box::pin(visit.tunnels.run()).await;
+        if calm.load(Ordering::Relaxed) {
+            self.edge.metrics.count_reject(Reject::FrameFlood);
+            tracing::debug!(peer = %visit.hop.peer, "closed: too many frames that carry nothing");
+        } else if let Err(error) = ended {
+            visit.complain(&error);
         }
     }
 }

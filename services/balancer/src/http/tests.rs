@@ -28,7 +28,9 @@ const REFUSED: &str = "HTTP/1.1 503 Service Unavailable\r\nservery-refused: drai
 
 mod attempts;
 mod endings;
+mod floods;
 mod framing;
+mod idle;
 mod intermediary;
 mod limits;
 mod logs;

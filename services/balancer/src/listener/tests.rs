@@ -76,16 +76,16 @@ async fn a_second_signal_ends_the_drain() {
 }
 
 #[tokio::test]
-async fn connections_beyond_the_limit_wait_for_a_slot() {
+async fn connections_beyond_the_limit_wait_for_a_slot_while_the_others_are_in_use() {
     let plane = Plane::start("max_connections = 2");
     let worker = plane.worker().await;
     let mut open = Vec::new();
     for _ in 0..2 {
         let mut client = plane.client().await;
         client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
-        worker.accept().await.answer("").await;
-        client.response().await;
-        open.push(client);
+        let mut upstream = worker.accept().await;
+        upstream.head().await;
+        open.push((client, upstream));
     }
     let mut third = plane.client().await;
     third.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;

@@ -6,7 +6,10 @@
 
 use super::{HEAD, name};
 use crate::{endpoint::Endpoint, executor::LocalExecutor, reject::Reject, source::RequestBody};
-use http::{HeaderValue, Request, Uri, Version, header, uri::Authority};
+use http::{
+    HeaderValue, Request, Uri, Version, header,
+    uri::{Authority, Scheme},
+};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{
@@ -14,6 +17,7 @@ use std::{
     collections::HashMap,
     error::Error as _,
     future::poll_fn,
+    mem,
     pin::pin,
     rc::Rc,
     sync::Arc,
@@ -206,17 +210,16 @@ where
 
 /// Makes a request one of HTTP/2: whom it is for stands in its target, and nothing in it is about a connection (RFC 9113,
 /// sections 8.2.2 and 8.3.1).
-pub(super) fn prepare(request: &mut Request<RequestBody>, scheme: &'static str) {
+pub(super) fn prepare(request: &mut Request<RequestBody>, scheme: Scheme) {
     *request.version_mut() = Version::HTTP_2;
     request.headers_mut().remove(header::CONNECTION);
     let host = request.headers_mut().remove(header::HOST);
-    let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
-    let path = request.uri_mut().path_and_query().cloned();
-    let builder =
-        Uri::builder().scheme(scheme).path_and_query(path.map_or_else(|| "/".to_owned(), |path| path.to_string()));
-    let uri = authority.map(|authority| builder.authority(authority).build());
-    if let Some(Ok(uri)) = uri {
-        *request.uri_mut() = uri;
+    let mut target = mem::take(request.uri_mut()).into_parts();
+    target.scheme = Some(scheme);
+    target.authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    // every request has a host and a path by now
+    if let Ok(target) = Uri::from_parts(target) {
+        *request.uri_mut() = target;
     }
 }
 

@@ -3,9 +3,8 @@
 
 use crate::Placement;
 use http::{HeaderValue, Method, Uri, Version};
-use proto::access_line::{Millis, optional, text};
+use proto::access_line::{address, millis, number, optional, text, thousandths};
 use std::{
-    io::Write,
     net::IpAddr,
     time::{Duration, SystemTime},
 };
@@ -37,28 +36,42 @@ pub(super) struct Date {
 impl Line<'_> {
     /// `place` is what [`place`] has made.
     pub(super) fn write(&self, out: &mut Vec<u8>, date: &mut Date, place: &str, now: SystemTime) {
-        // writing to a vector does not fail
-        let _ = write!(out, "{{\"ts\":\"{}.{:03}Z\",\"request_id\":", date.at(now), millis(now));
+        out.extend_from_slice(b"{\"ts\":\"");
+        out.extend_from_slice(date.at(now).as_bytes());
+        out.push(b'.');
+        thousandths(out, now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().subsec_millis());
+        out.extend_from_slice(b"Z\",\"request_id\":");
         optional(out, self.request_id.map(str::as_bytes));
+        out.extend_from_slice(b",\"client_ip\":");
         match self.client {
-            Some(client) => _ = write!(out, ",\"client_ip\":\"{client}\",\"method\":"),
-            None => out.extend_from_slice(b",\"client_ip\":null,\"method\":"),
+            Some(client) => {
+                out.push(b'"');
+                address(out, client);
+                out.push(b'"');
+            }
+            None => out.extend_from_slice(b"null"),
         }
+        out.extend_from_slice(b",\"method\":");
         text(out, self.method.as_str().as_bytes());
         out.extend_from_slice(b",\"host\":");
         optional(out, self.host.map(HeaderValue::as_bytes));
         out.extend_from_slice(b",\"path\":");
         text(out, self.uri.path().as_bytes());
-        let proto = if self.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" };
-        let _ = writeln!(
-            out,
-            ",\"proto\":\"{proto}\",\"status\":{},\"bytes_in\":{},\"bytes_out\":{},\"duration_ms\":{},\"queue_ms\":{}{place}",
-            self.status,
-            self.bytes_in,
-            self.bytes_out,
-            Millis(self.duration),
-            Millis(self.queue),
-        );
+        let proto = if self.version == Version::HTTP_10 { b"HTTP/1.0" } else { b"HTTP/1.1" };
+        out.extend_from_slice(b",\"proto\":\"");
+        out.extend_from_slice(proto);
+        out.extend_from_slice(b"\",\"status\":");
+        number(out, self.status);
+        out.extend_from_slice(b",\"bytes_in\":");
+        number(out, self.bytes_in);
+        out.extend_from_slice(b",\"bytes_out\":");
+        number(out, self.bytes_out);
+        out.extend_from_slice(b",\"duration_ms\":");
+        millis(out, self.duration);
+        out.extend_from_slice(b",\"queue_ms\":");
+        millis(out, self.queue);
+        out.extend_from_slice(place.as_bytes());
+        out.push(b'\n');
     }
 }
 
@@ -68,7 +81,9 @@ pub(super) fn place(placement: &Placement) -> String {
     text(&mut out, placement.app.as_bytes());
     out.extend_from_slice(b",\"node\":");
     text(&mut out, placement.node.as_bytes());
-    let _ = write!(out, ",\"worker\":{}}}", placement.position);
+    out.extend_from_slice(b",\"worker\":");
+    number(&mut out, placement.position);
+    out.push(b'}');
     String::from_utf8(out).expect("everything above is ASCII")
 }
 
@@ -83,10 +98,6 @@ impl Date {
         }
         &self.text
     }
-}
-
-fn millis(now: SystemTime) -> u32 {
-    now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().subsec_millis()
 }
 
 #[cfg(test)]

@@ -1,0 +1,103 @@
+use super::*;
+use proptest::prelude::*;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+const PING: u8 = 6;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: usize) -> Vec<u8> {
+    let mut bytes = (payload as u32).to_be_bytes()[1..].to_vec();
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.resize(HEADER + payload, 0);
+    bytes
+}
+
+fn frames() -> impl Strategy<Value = Vec<(u8, u8, u32, usize)>> {
+    prop::collection::vec((0..12_u8, any::<u8>(), 0..0x7fff_ffff_u32, 0..40_usize), 0..50)
+}
+
+proptest! {
+    #[test]
+    fn each_frame_is_seen_once_however_the_bytes_are_cut(
+        frames in frames(), skip in 0..30_usize, cuts in prop::collection::vec(1..50_usize, 1..20),
+    ) {
+        let mut bytes = vec![0xff; skip];
+        for (kind, flags, stream, payload) in &frames {
+            bytes.extend(frame(*kind, *flags, *stream, *payload));
+        }
+        let (mut walk, mut seen) = (Walk::new(skip as u32), Vec::new());
+        let (mut rest, mut cuts) = (&bytes[..], cuts.iter().cycle());
+        while !rest.is_empty() {
+            let (piece, later) = rest.split_at(rest.len().min(*cuts.next().unwrap()));
+            walk.read(piece, |frame| seen.push((frame.kind, frame.flags, frame.stream, frame.length as usize)));
+            rest = later;
+        }
+        prop_assert!(walk.is_between());
+        prop_assert_eq!(seen, frames);
+    }
+
+    #[test]
+    fn frames_that_cost_something_are_as_many_as_what_explains_them(heads in 0..500_u32, sent in 0..500_u32) {
+        let mut counting = Counting::new((), &Arc::default());
+        assert!(counting.hear(&[0; PREFACE as usize]));
+        for _ in 0..sent {
+            counting.say(&frame(DATA, 0, 1, 3));
+        }
+        let mut stream = 1;
+        for _ in 0..heads {
+            assert!(counting.hear(&frame(HEADERS, 4, stream, 3)));
+            stream += 2;
+        }
+        let fine = (0..).take_while(|_| counting.hear(&frame(PING, 0, 0, 8))).count();
+        prop_assert_eq!(fine as u32, FREE + PER_DATA * sent + PER_HEAD * heads);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_client_may_send_without_a_reason_comes_back_with_time() {
+    let mut allowance = Allowance::new(Instant::now());
+    for _ in 0..3 {
+        assert!((0..FREE).all(|_| allowance.spend(Instant::now)));
+        assert!(!allowance.spend(Instant::now));
+        tokio::time::advance(PER - Duration::from_millis(1)).await;
+        assert!(!allowance.spend(Instant::now));
+        tokio::time::advance(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn uploads_and_ends_of_streams_cost_nothing_but_empty_data_does() {
+    let mut counting = Counting::new((), &Arc::default());
+    assert!(counting.hear(&[0; PREFACE as usize]));
+    for _ in 0..2 * FREE {
+        assert!(counting.hear(&frame(DATA, 0, 1, 1)));
+        assert!(counting.hear(&frame(DATA, END_STREAM, 1, 0)));
+        assert!(counting.hear(&frame(CONTINUATION, 0, 1, 0)));
+    }
+    let fine = (0..).take_while(|_| counting.hear(&frame(DATA, 0, 1, 0))).count();
+    assert_eq!(fine as u32, FREE);
+}
+
+#[tokio::test]
+async fn who_sends_too_many_is_told_so_between_two_frames_of_ours() {
+    for (ours, told) in [(frame(DATA, 0, 7, 5), true), (frame(DATA, 0, 7, 5)[..12].to_vec(), false)] {
+        let (mut client, server) = tokio::io::duplex(1 << 20);
+        let flooded = Arc::default();
+        let mut counting = Counting::new(server, &flooded);
+        counting.write_all(&ours).await.unwrap();
+        client.write_all(&[0; PREFACE as usize]).await.unwrap();
+        client.write_all(&frame(HEADERS, 4, 7, 10)).await.unwrap();
+        for _ in 0..FREE + PER_HEAD + PER_DATA + 1 {
+            client.write_all(&frame(PING, 0, 0, 8)).await.unwrap();
+        }
+        let mut all = Vec::new();
+        let error = counting.read_to_end(&mut all).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::QuotaExceeded);
+        assert!(flooded.load(Ordering::Relaxed));
+        drop(counting);
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0xb];
+        assert_eq!(answer[ours.len()..], goaway[..if told { goaway.len() } else { 0 }]);
+    }
+}
