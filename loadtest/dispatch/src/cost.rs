@@ -71,7 +71,12 @@ fn pairs(app: &Arc<App>, barrier: &Barrier) -> anyhow::Result<Duration> {
 }
 
 fn app(endpoints: u32) -> Arc<App> {
-    let limits = Limits { queue_length: 1024, client_share: Percent(50), queue_deadline: Duration::from_secs(10) };
+    let limits = Limits {
+        queue_length: 1024,
+        client_share: Percent(50),
+        stalled_share: Percent(50),
+        queue_deadline: Duration::from_secs(10),
+    };
     let app = Apps::new(limits).obtain("cost");
     let port = |worker: u32| SocketAddr::from((Ipv4Addr::from(worker), 1));
     for node in 0..endpoints.div_ceil(4) {

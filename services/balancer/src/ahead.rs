@@ -94,7 +94,7 @@ impl Shelf {
             match std::task::ready!(relay.poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(part) => {
-                        self.share.keep(&part);
+                        let part = self.share.keep(part);
                         self.parts.push_back(part);
                     }
                     // bounded by hyper, as heads are
@@ -138,6 +138,11 @@ impl Ahead {
     pub(crate) fn is_end(&self) -> bool {
         let shelf = self.shelf.borrow();
         shelf.relay.is_none() && shelf.parts.is_empty() && shelf.error.is_none() && shelf.trailers.is_none()
+    }
+
+    /// It still comes, over a connection and with a permit.
+    pub(crate) fn is_placed(&self) -> bool {
+        self.shelf.borrow().relay.is_some()
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {

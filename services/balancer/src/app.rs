@@ -26,6 +26,7 @@ use tokio::{
 
 mod apps;
 mod permit;
+mod standing;
 
 pub use crate::dispatch::{EndpointView, NodeView, Why};
 pub use apps::Apps;
@@ -56,6 +57,8 @@ pub struct Limits {
     pub queue_length: usize,
     /// How much of it one client may fill while another one waits.
     pub client_share: Percent,
+    /// How many of the permits one client may hold while it stands still and another one waits.
+    pub stalled_share: Percent,
     /// For how long.
     pub queue_deadline: Duration,
 }
@@ -100,14 +103,12 @@ pub struct App {
 
 impl App {
     fn new(name: &str, limits: Limits, reserves: &[u32]) -> Self {
+        let mut dispatch = Dispatch::new(limits.room(), reserves);
+        dispatch.set_stalled_share(limits.stalled_share);
         Self {
             name: name.into(),
             queue_deadline: AtomicU64::new(nanoseconds(limits.queue_deadline)),
-            state: Mutex::new(State {
-                dispatch: Dispatch::new(limits.room(), reserves),
-                budget: Budget::default(),
-                rng: SmallRng::from_rng(&mut rand::rng()),
-            }),
+            state: Mutex::new(State { dispatch, budget: Budget::default(), rng: SmallRng::from_rng(&mut rand::rng()) }),
             few_slots: AtomicBool::new(false),
             changed: Notify::new(),
             waiting: Notify::new(),
@@ -130,7 +131,10 @@ impl App {
     /// Other limits for those who come from now on, other reserves. Who waits keeps place and deadline.
     fn retune(self: &Arc<Self>, limits: Limits, reserves: &[u32]) {
         self.queue_deadline.store(nanoseconds(limits.queue_deadline), Ordering::Relaxed);
-        self.change(|dispatch, _| dispatch.retune(limits.room(), reserves));
+        self.change(|dispatch, _| {
+            dispatch.retune(limits.room(), reserves);
+            dispatch.set_stalled_share(limits.stalled_share);
+        });
     }
 
     /// The whole truth about one node's workers: what is not listed is gone. Permits held are carried over by
@@ -243,7 +247,7 @@ impl App {
         now: Instant,
         deadline: Instant,
     ) -> Result<Permit, Reject> {
-        let (receiver, place, first, displaced) = {
+        let (receiver, place, first, displaced, cuts) = {
             let mut state = self.lock();
             let State { dispatch, budget, rng } = &mut *state;
             if !comes_back {
@@ -261,8 +265,10 @@ impl App {
                 NoRoom::Client(_) => Reject::ClientShare,
                 NoRoom::Late(_) => Reject::Overload,
             })?;
-            (receiver, Place { app: self, ticket }, dispatch.queue_depth() == 1, displaced)
+            let first = dispatch.queue_depth() == 1;
+            (receiver, Place { app: self, ticket }, first, displaced, dispatch.preempt())
         };
+        cuts.iter().for_each(|cut| cut.call());
         if let Some(displaced) = displaced {
             let (waiter, reject) = match displaced {
                 NoRoom::Client(waiter) => (waiter, Reject::ClientShare),

@@ -1,8 +1,9 @@
 //! The body of a response: what a client is sent, an answer of our own or the worker's, with the record that becomes its
 //! log line when the last byte is gone.
 
-use crate::{ahead::Ahead, record::Record, reject::Reject, relay::Relay};
+use crate::{ahead::Ahead, record::Record, reject::Reject, relay::Relay, stalls::Stall};
 use bytes::Bytes;
+use http::Version;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use std::{
@@ -36,6 +37,8 @@ pub struct Body {
     kind: Kind,
     /// Becomes the log line when this is dropped.
     record: Option<Box<Record>>,
+    /// From each part on until the next one is asked for.
+    stall: Option<Stall>,
 }
 
 #[derive(Debug)]
@@ -48,19 +51,23 @@ enum Kind {
 
 impl Body {
     pub fn empty() -> Self {
-        Self { kind: Kind::Empty, record: None }
+        Self::of(Kind::Empty)
     }
 
     pub fn full(bytes: Bytes) -> Self {
-        Self { kind: Kind::Full(bytes), record: None }
+        Self::of(Kind::Full(bytes))
     }
 
     pub fn relay(relay: Relay) -> Self {
-        if relay.is_end() { Self::empty() } else { Self { kind: Kind::Relay(Box::new(relay)), record: None } }
+        Self::of(if relay.is_end() { Kind::Empty } else { Kind::Relay(Box::new(relay)) })
     }
 
     pub(crate) fn ahead(ahead: Ahead) -> Self {
-        Self { kind: Kind::Ahead(ahead), record: None }
+        Self::of(Kind::Ahead(ahead))
+    }
+
+    fn of(kind: Kind) -> Self {
+        Self { kind, record: None, stall: None }
     }
 
     /// Reads what nobody gets, so that the worker's slot and connection are free again; if that is a matter of a moment.
@@ -87,12 +94,33 @@ impl Body {
     }
 }
 
+impl Kind {
+    fn is_end(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(bytes) => bytes.is_empty(),
+            Self::Relay(relay) => relay.is_end(),
+            Self::Ahead(ahead) => ahead.is_end(),
+        }
+    }
+
+    /// The worker has not ended it, and so the request holds its permit.
+    fn is_placed(&self) -> bool {
+        match self {
+            Self::Empty | Self::Full(_) => false,
+            Self::Relay(relay) => !relay.is_end(),
+            Self::Ahead(ahead) => ahead.is_placed(),
+        }
+    }
+}
+
 impl HttpBody for Body {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
+        this.stall = None;
         let polled = match &mut this.kind {
             Kind::Empty => Poll::Ready(None),
             Kind::Full(bytes) => {
@@ -114,17 +142,17 @@ impl HttpBody for Body {
                 Ok(frame) => record.bytes_out += frame.data_ref().map_or(0, |data| data.len() as u64),
                 Err(_) => record.reject = Some(Reject::CutOff),
             }
+            // hyper is done with an HTTP/1.1 answer that has ended, but not with an HTTP/2 stream that has no window
+            let goes_on = !this.kind.is_end() || record.version >= Version::HTTP_2;
+            if result.is_ok() && goes_on {
+                this.stall = record.stall(this.kind.is_placed());
+            }
         }
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.kind {
-            Kind::Empty => true,
-            Kind::Full(bytes) => bytes.is_empty(),
-            Kind::Relay(relay) => relay.is_end(),
-            Kind::Ahead(ahead) => ahead.is_end(),
-        }
+        self.kind.is_end()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -141,7 +169,7 @@ impl Drop for Body {
     fn drop(&mut self) {
         let ended = self.is_end_stream();
         if let Some(record) = &mut self.record
-            && !ended
+            && (!ended || record.is_stopped())
         {
             record.abandon();
         }

@@ -53,6 +53,8 @@ pub struct Config {
     pub queue_length: usize,
     /// How much of it one client may fill while another one waits.
     pub queue_client_share: Percent,
+    /// How many of an app's permits one client may hold while it stands still and another one waits.
+    pub stalled_client_share: Percent,
     pub queue_deadline: Duration,
     /// From the sent request to the response head, and between two parts of its body.
     pub response_timeout: Duration,
@@ -118,6 +120,7 @@ impl Config {
             advertised_networks: reader.read("balancer.advertised_networks", Vec::new()),
             queue_length: reader.read("balancer.queue_length", 1024),
             queue_client_share: reader.read("balancer.queue_client_share", Percent(50)),
+            stalled_client_share: reader.read("balancer.stalled_client_share", Percent(50)),
             queue_deadline: reader.read("balancer.queue_deadline", Duration::from_secs(10)),
             response_timeout: reader.read("balancer.response_timeout", Duration::from_secs(60)),
             connect_timeout: reader.read("balancer.connect_timeout", Duration::from_secs(2)),
@@ -156,6 +159,7 @@ impl Config {
         Limits {
             queue_length: self.queue_length,
             client_share: self.queue_client_share,
+            stalled_share: self.stalled_client_share,
             queue_deadline: self.queue_deadline,
         }
     }

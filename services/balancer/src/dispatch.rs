@@ -9,8 +9,8 @@
 //! - nobody who waits is lost.
 //!
 //! In reading order: `seats` (with `seat` and `health`) has the endpoints, `owing` the permits whose slots may still be
-//! busy, `line` those who wait, `reserves` what is kept for some of them, `load` how long they will have to, `yielding` what other
-//! balancers get of it.
+//! busy, `line` those who wait, `reserves` what is kept for some of them, `stalled` whose places they may get, `load` how long they
+//! will have to, `yielding` what other balancers get of it.
 
 mod class;
 mod health;
@@ -22,6 +22,7 @@ mod request;
 mod reserves;
 mod seat;
 mod seats;
+mod stalled;
 mod view;
 mod yielding;
 
@@ -30,6 +31,7 @@ pub use health::Reason;
 pub use held::{Ended, Held, Why};
 pub use line::Ticket;
 pub use request::{NoRoom, Queued, Request, Room};
+pub use stalled::StallTicket;
 pub use view::{EndpointView, NodeView, Over, Yielded};
 
 use crate::endpoint::{Endpoint, EndpointId, Node, WorkerView};
@@ -39,6 +41,7 @@ use owing::Owing;
 use rand::{Rng, RngExt};
 use reserves::Reserves;
 use seats::Seats;
+use stalled::Stalled;
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
@@ -57,6 +60,7 @@ pub struct Dispatch<W> {
     owing: Owing,
     line: Line<W>,
     reserves: Reserves,
+    stalled: Stalled,
     load: Load,
     compared: Option<Instant>,
 }
@@ -69,6 +73,7 @@ impl<W> Dispatch<W> {
             owing: Owing::default(),
             line: Line::new(room),
             reserves: Reserves::new(reserves),
+            stalled: Stalled::default(),
             load: Load::default(),
             compared: None,
         }
@@ -111,7 +116,8 @@ impl<W> Dispatch<W> {
         let mut displaced = None;
         if !comes_back {
             let newest_first = self.load.newest_first();
-            let wait = self.load.expected_wait(self.line.ahead(class.priority) + 1, self.seats.held());
+            let ahead = self.line.ahead(class.priority).saturating_sub(self.overtaken(client));
+            let wait = self.load.expected_wait(ahead + 1, self.seats.held());
             if !newest_first && wait.is_some_and(|wait| now + wait > deadline) {
                 self.load.lost();
                 return Err(NoRoom::Late(waiter));
@@ -224,11 +230,16 @@ impl<W> Dispatch<W> {
         self.judge(now);
         // Only requests that come back exclude anything, and they are at the head: this looks past few. With reserves it
         // looks past those that may not have what is left.
-        let mut next = self.line.next(self.load.newest_first());
+        let next = self.line.next(self.load.newest_first());
         let fits = |waiter: &Waiter<W>| {
             self.may_have(waiter.class) && self.seats.has(&waiter.exclude) || self.seats.has_on_deck(&waiter.exclude)
         };
-        next.find(|(_, waiter)| fits(waiter)).map(|(ticket, _)| ticket)
+        let mut fitting = next.filter(|(_, waiter)| fits(waiter));
+        let (first, waiter) = fitting.next()?;
+        if !self.is_greedy(waiter.client) {
+            return Some(first);
+        }
+        Some(fitting.find(|(_, waiter)| !self.is_greedy(waiter.client)).map_or(first, |(ticket, _)| ticket))
     }
 
     /// Whether something is free that this class may have.

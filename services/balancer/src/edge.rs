@@ -8,6 +8,7 @@ use crate::{
     buffers::Buffers,
     idle::Idle,
     metrics::EdgeMetrics,
+    stalls::Stalls,
     trace::{Trace, write_digits},
     upstream::Pool,
     values::Values,
@@ -29,6 +30,7 @@ pub struct Edge {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
     pub(crate) buffers: Rc<Buffers>,
+    pub(crate) stalls: Rc<Stalls>,
     pub(crate) idle: Rc<Idle>,
     pub(crate) log: AccessLog,
     pub(crate) metrics: EdgeMetrics,
@@ -45,6 +47,7 @@ impl Edge {
         Self {
             pool: Pool::new(Arc::clone(&shared)),
             buffers: Buffers::new(shared.config.load().buffers_per_core()),
+            stalls: Rc::default(),
             idle: Idle::new(shared.config.load().idle_memory_per_core()),
             shared,
             log,

@@ -3,6 +3,7 @@
 //! cleaning of its fields, the queue and the worker (`forward`).
 
 mod connection;
+mod leashed;
 mod target;
 mod visit;
 
@@ -16,12 +17,13 @@ use crate::{
     forward::{Answer, Head, forward},
     hops,
     host::{self, Host},
+    leash::Leash,
     origin::{Hop, Origin},
     record::Record,
     redirect,
     reject::Reject,
     route::Target,
-    source::{BodyLimits, RequestSource},
+    source::{BodyLimits, RequestSource, Sender},
     strict::Answering,
     trace::Trace,
     trailers,
@@ -45,7 +47,7 @@ async fn handle(
     hop: &Hop,
     redirect_to: Option<u16>,
     mut request: Request<Incoming>,
-    answering: Answering,
+    (answering, leash): (Answering, Rc<Leash>),
     tunnels: &Tunnels,
 ) -> Response<Body> {
     let wish = Wish::of(&mut request, &edge, tunnels);
@@ -61,6 +63,7 @@ async fn handle(
     let mut record = Record::begin(&edge, style, id, origin.client, asked);
     record.trace = Trace::of(&head.headers);
     record.answering = Some(answering);
+    record.leash = Some(leash);
     let answered = answer(&edge, (hop, &origin), redirect_to, (head, incoming), wish, &mut record).await;
     let (mut response, tunnel) = match answered {
         Ok(answered) => answered,
@@ -139,7 +142,7 @@ async fn answer(
     let limits = BodyLimits { bytes: config.max_body.as_u64(), stall: config.body_timeout };
     drop(config);
     let length = http_body::Body::size_hint(&incoming).exact();
-    let body = RequestSource::new(incoming, limits, &edge.buffers)?;
+    let body = RequestSource::new(incoming, Sender::new(edge, record.client.into(), app), limits, &edge.buffers)?;
     record.body.clone_from(&body);
 
     let uri = target::of_route(&head.uri, &route)?;

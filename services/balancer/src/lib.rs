@@ -1,6 +1,6 @@
 //! The balancer: terminates TLS, routes, holds the one queue of each app, picks a worker, forwards. In reading order:
 //! `listener`, `proxy_protocol`, `crowd`, `tls`, `http` (with `idle`, `strict`, `frames`, `farewell`, `host`, `hops`, `fields`, `origin`, `trace`, `redirect`), `route`, `app` (with `dispatch`, which has `queue`, `client`,
-//! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `foreign`, `relay`, `ahead`, `buffers`, `body`, `trailers`, `tunnel`, `websocket`), `retry`, `reject`,
+//! `levels`), `endpoint`, `forward` (with `source`, `attempt`, `upstream`, `foreign`, `relay`, `ahead`, `buffers`, `body`, `stalls`, `leash`, `trailers`, `tunnel`, `websocket`), `retry`, `reject`,
 //! `accesslog` (with `record`, `words`), `metrics`
 //! are the data plane, one runtime per core with its `edge`; `registry`, `fixed`, `certificates`, `readiness`,
 //! `status`, `reload`, `takeover` are the control plane, on the process's first runtime. The two meet in [`Shared`] only.
@@ -37,6 +37,7 @@ pub mod host;
 pub mod http;
 pub mod idle;
 mod interim;
+mod leash;
 pub mod levels;
 pub mod listener;
 pub mod metrics;
@@ -54,6 +55,7 @@ pub mod reload;
 pub mod retry;
 pub mod route;
 pub mod source;
+mod stalls;
 mod status;
 mod strict;
 mod takeover;

@@ -197,7 +197,7 @@ async fn keep(edge: Rc<Edge>) {
             edge.idle.resize(config.idle_memory_per_core());
         }
     };
-    tokio::join!(edge.log.keep_flushed(), edge.pool.keep_swept(), count);
+    tokio::join!(edge.log.keep_flushed(), edge.pool.keep_swept(), edge.stalls.keep_looking(), count);
 }
 
 /// One socket and how its connections are served.

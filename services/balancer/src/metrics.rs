@@ -252,6 +252,7 @@ mod tests {
         let apps = Apps::new(Limits {
             queue_length: 1,
             client_share: chassis::config::Percent(50),
+            stalled_share: chassis::config::Percent(50),
             queue_deadline: Duration::ZERO,
         });
         let app = apps.obtain("demo");

@@ -6,8 +6,10 @@ use crate::{
     app::{App, Why},
     edge::Edge,
     endpoint::Endpoint,
+    leash::Leash,
     reject::Reject,
     source::RequestSource,
+    stalls::{Exchange, Stall},
     strict::Answering,
     trace::Trace,
     words::Words,
@@ -50,6 +52,8 @@ pub struct Record {
     pub(crate) reject: Option<Reject>,
     /// Of an HTTP/1.1 connection.
     pub(crate) answering: Option<Answering>,
+    /// Ends it, whatever hyper is waiting for.
+    pub(crate) leash: Option<Rc<Leash>>,
 }
 
 impl fmt::Debug for Record {
@@ -89,6 +93,7 @@ impl Record {
             status: 0,
             reject: None,
             answering: None,
+            leash: None,
         })
     }
 
@@ -103,6 +108,26 @@ impl Record {
         HeaderValue::try_from(text).ok()
     }
 
+    /// It is the client's turn to take what it was sent of the answer. `placed`: the request holds a permit meanwhile.
+    pub(crate) fn stall(&self, placed: bool) -> Option<Stall> {
+        let leash = self.leash.as_ref()?;
+        let stop = Rc::downgrade(leash);
+        let exchange = Exchange {
+            client: self.client.into(),
+            place: self.app.clone().filter(|_| placed),
+            // what an HTTP/1.1 client takes is watched at its connection
+            patience: (self.version >= Version::HTTP_2).then_some(leash.patience),
+            stop,
+        };
+        let now = Instant::now();
+        Some(self.edge.stalls.begin(exchange, now, now))
+    }
+
+    /// It was ended while the client had not taken all of its answer.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.leash.as_ref().is_some_and(|leash| leash.reason().is_some())
+    }
+
     /// The client, where interim responses can go to it: HTTP/1.0 has none (RFC 9110, section 15.2).
     pub(crate) fn hears_interim(&self) -> Option<&Answering> {
         self.answering.as_ref().filter(|_| self.version == Version::HTTP_11)
@@ -110,8 +135,10 @@ impl Record {
 
     /// It ended before its answer did, and nobody else is to blame: the client left, or we cut it off.
     pub(crate) fn abandon(&mut self) {
-        let cutting = self.edge.cutting.get();
-        self.reject.get_or_insert(if cutting { Reject::Drained } else { Reject::ClientGone });
+        let stopped = self.leash.as_ref().and_then(|leash| leash.reason());
+        let left = if self.edge.cutting.get() { Reject::Drained } else { Reject::ClientGone };
+        let reason = stopped.unwrap_or(left);
+        self.reject.get_or_insert(reason);
     }
 }
 

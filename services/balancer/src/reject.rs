@@ -34,6 +34,10 @@ pub enum Reject {
     BodyTooLarge,
     /// The client stopped sending its body.
     BodyTimeout,
+    /// The client took nothing of its answer for too long. Only for the log: the head was passed on.
+    ResponseStall,
+    /// The client held its share of the app's places and stood still, and another one needed the place.
+    StalledShare,
     NoRoute,
     /// As many connections as one client may have.
     TooManyConnections,
@@ -90,7 +94,7 @@ impl From<Fault> for Reject {
 
 impl Reject {
     /// In the order of declaration, so that `ALL[reject as usize] == reject`.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 36] = [
         Self::Malformed,
         Self::BadFraming,
         Self::BadVersion,
@@ -105,6 +109,8 @@ impl Reject {
         Self::TooManyFields,
         Self::BodyTooLarge,
         Self::BodyTimeout,
+        Self::ResponseStall,
+        Self::StalledShare,
         Self::NoRoute,
         Self::TooManyConnections,
         Self::FrameFlood,
@@ -144,6 +150,8 @@ impl Reject {
             Self::TooManyFields => "too_many_fields",
             Self::BodyTooLarge => "body_too_large",
             Self::BodyTimeout => "body_timeout",
+            Self::ResponseStall => "response_stall",
+            Self::StalledShare => "stalled_share",
             Self::NoRoute => "no_route",
             Self::TooManyConnections => "too_many_connections",
             Self::FrameFlood => "frame_flood",
@@ -178,9 +186,11 @@ impl Reject {
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::TooManyFields | Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::BodyTimeout | Self::HeaderTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTimeout | Self::HeaderTimeout | Self::ResponseStall => StatusCode::REQUEST_TIMEOUT,
             Self::NoRoute => StatusCode::NOT_FOUND,
-            Self::ClientShare | Self::TooManyConnections | Self::FrameFlood => StatusCode::TOO_MANY_REQUESTS,
+            Self::ClientShare | Self::StalledShare | Self::TooManyConnections | Self::FrameFlood => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             Self::QueueFull
             | Self::Overload
             | Self::QueueDeadline
@@ -217,12 +227,16 @@ impl Reject {
             | Self::TooManyFields
             | Self::BodyTooLarge
             | Self::BodyTimeout
+            | Self::ResponseStall
             | Self::FrameFlood
             | Self::ClientGone => "http_request_error",
             Self::NoRoute => "destination_not_found",
-            Self::QueueFull | Self::ClientShare | Self::Overload | Self::TooManyTunnels | Self::TooManyConnections => {
-                "connection_limit_reached"
-            }
+            Self::QueueFull
+            | Self::ClientShare
+            | Self::StalledShare
+            | Self::Overload
+            | Self::TooManyTunnels
+            | Self::TooManyConnections => "connection_limit_reached",
             Self::QueueDeadline | Self::NoEndpoint | Self::Refused | Self::Drained => "destination_unavailable",
             Self::ConnectRefused => "connection_refused",
             Self::ConnectTimeout => "connection_timeout",
@@ -251,6 +265,8 @@ impl Reject {
             Self::TooManyFields => "The request has too many header fields.",
             Self::BodyTooLarge => "The request body is larger than this server accepts.",
             Self::BodyTimeout => "The request body stopped arriving.",
+            Self::ResponseStall => "The answer was not taken.",
+            Self::StalledShare => "Too many requests of yours stood still while others waited.",
             Self::NoRoute => "Nothing is served at this host and path.",
             Self::TooManyConnections => "Too many connections of yours are open.",
             Self::FrameFlood => "Too many frames that carry nothing.",
@@ -277,6 +293,7 @@ impl Reject {
         match self {
             Self::QueueFull
             | Self::ClientShare
+            | Self::StalledShare
             | Self::Overload
             | Self::QueueDeadline
             | Self::NoEndpoint
@@ -298,6 +315,7 @@ impl Reject {
             | Self::TooManyFields
             | Self::BodyTooLarge
             | Self::BodyTimeout
+            | Self::ResponseStall
             | Self::NoRoute
             | Self::FrameFlood
             | Self::ConnectRefused
@@ -315,7 +333,10 @@ impl Reject {
     /// The rest of the request will not be read, or what follows it may be something else than a request, so that an
     /// HTTP/1.1 connection must end.
     fn ends_connection(self) -> bool {
-        matches!(self, Self::BadBody | Self::BodyTooLarge | Self::BodyTimeout | Self::MethodNotAllowed)
+        matches!(
+            self,
+            Self::BadBody | Self::BodyTooLarge | Self::BodyTimeout | Self::StalledShare | Self::MethodNotAllowed
+        )
     }
 
     /// Problem JSON (RFC 9457) with `Proxy-Status` (RFC 9209). `request_id` is hexadecimal. `retry_after`: when another

@@ -3,10 +3,14 @@
 //! there is an attempt, up to a larger bound.
 
 use crate::{
+    app::App,
     body::BodyError,
     buffers::{Buffers, Share},
+    client::Client,
+    edge::Edge,
     patience::Patience,
     reject::Reject,
+    stalls::{Exchange, Pace, Stall, Stalls, Stop},
     trailers,
 };
 use bytes::Bytes;
@@ -19,14 +23,17 @@ use std::{
     future::poll_fn,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, ready},
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 use tokio::time::Instant;
 
 /// How much of a body is kept for another attempt when it was not read ahead. Kept parts are shared with the
-/// connection's buffer, not copied, and only until the response head is here.
+/// connection's buffer unless they are small, and only until the response head is here.
 const REPLAY_BYTES: u64 = 64 * 1024;
+/// In no more parts than these.
+const REPLAY_PARTS: usize = 1024;
 
 /// The limits of request bodies.
 #[derive(Clone, Copy, Debug)]
@@ -36,10 +43,25 @@ pub struct BodyLimits {
     pub stall: Duration,
 }
 
+/// Whose body it is, and for which app.
+#[derive(Debug)]
+pub(crate) struct Sender {
+    pub(crate) stalls: Rc<Stalls>,
+    pub(crate) client: Client,
+    pub(crate) app: Arc<App>,
+}
+
+impl Sender {
+    pub(crate) fn new(edge: &Edge, client: Client, app: &Arc<App>) -> Self {
+        Self { stalls: Rc::clone(&edge.stalls), client, app: Arc::clone(app) }
+    }
+}
+
 /// A request's body, shared by the attempts of the request.
 #[derive(Debug)]
 pub struct RequestSource {
     reading: RefCell<Reading>,
+    sender: Sender,
     limits: BodyLimits,
     /// `Content-Length`, when there is one.
     length: Option<u64>,
@@ -51,6 +73,8 @@ pub struct RequestSource {
     arrived: Cell<Option<Instant>>,
     /// The next part is wanted, and the client has not sent it.
     awaited: Cell<bool>,
+    /// Who awaits it.
+    waker: RefCell<Option<Waker>>,
     /// The newest attempt has passed all of it on.
     sent: Cell<bool>,
     /// Why it can never be completed.
@@ -78,7 +102,7 @@ struct Kept {
 
 impl Kept {
     fn push(&mut self, part: Bytes) {
-        self.share.keep(&part);
+        let part = self.share.keep(part);
         self.parts.push_back(part);
     }
 
@@ -108,6 +132,7 @@ impl RequestSource {
     /// `None` for a request without a body.
     pub(crate) fn new(
         incoming: Incoming,
+        sender: Sender,
         limits: BodyLimits,
         buffers: &Rc<Buffers>,
     ) -> Result<Option<Rc<Self>>, Reject> {
@@ -121,6 +146,7 @@ impl RequestSource {
         let kept = Kept { parts: VecDeque::new(), passed: 0, whole: true, share: buffers.share() };
         Ok(Some(Rc::new(Self {
             reading: RefCell::new(Reading { incoming, patience: Patience::new(limits.stall), kept }),
+            sender,
             limits,
             length,
             received: Cell::new(0),
@@ -128,6 +154,7 @@ impl RequestSource {
             trailers: RefCell::new(None),
             arrived: Cell::new(None),
             awaited: Cell::new(false),
+            waker: RefCell::new(None),
             sent: Cell::new(false),
             broken: Cell::new(None),
             attempt: Cell::new(0),
@@ -156,7 +183,15 @@ impl RequestSource {
         self.attempt.set(self.attempt.get() + 1);
         self.sent.set(false);
         self.reading.borrow_mut().kept.passed = 0;
-        RequestBody(Some(Reader { source: Rc::clone(self), attempt: self.attempt.get(), passed: 0, trailed: false }))
+        let source = Rc::clone(self);
+        RequestBody(Some(Reader {
+            source,
+            attempt: self.attempt.get(),
+            passed: 0,
+            trailed: false,
+            waiting: None,
+            pace: Pace::default(),
+        }))
     }
 
     /// Nothing of what was received has been thrown away.
@@ -196,7 +231,7 @@ impl RequestSource {
         let polled = ready!(self.poll_new(cx));
         if let Some(Ok(part)) = &polled {
             let kept = &mut self.reading.borrow_mut().kept;
-            if self.received.get() > REPLAY_BYTES {
+            if self.received.get() > REPLAY_BYTES || kept.parts.len() >= REPLAY_PARTS {
                 kept.forget();
             } else if kept.whole {
                 kept.push(part.clone());
@@ -204,6 +239,23 @@ impl RequestSource {
             }
         }
         Poll::Ready(polled)
+    }
+
+    fn await_more(&self, cx: &Context<'_>) {
+        self.awaited.set(true);
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    /// While it awaits the next part it holds its attempt's permit for the client.
+    fn stall(self: &Rc<Self>, since: Instant, now: Instant) -> Stall {
+        let Sender { stalls, client, app } = &self.sender;
+        let stop = Rc::downgrade(self);
+        // how long it may last is for `poll_new` to say
+        let exchange = Exchange { client: *client, place: Some(Arc::clone(app)), patience: None, stop };
+        stalls.begin(exchange, since, now)
     }
 
     /// The next part that nobody has seen yet.
@@ -221,7 +273,7 @@ impl RequestSource {
             let data = match Pin::new(&mut *incoming).poll_frame(cx) {
                 Poll::Pending if patience.poll_over(cx).is_ready() => return broken(Reject::BodyTimeout),
                 Poll::Pending => {
-                    self.awaited.set(true);
+                    self.await_more(cx);
                     return Poll::Pending;
                 }
                 Poll::Ready(None) => {
@@ -256,6 +308,20 @@ impl RequestSource {
     }
 }
 
+impl Stop for RequestSource {
+    /// Then nobody would await it.
+    fn has_moved(&self) -> bool {
+        false
+    }
+
+    fn stop(&self, reason: Reject) {
+        self.broken.set(Some(reason));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
 /// A request's body as one attempt sends it.
 #[derive(Debug)]
 pub struct RequestBody(Option<Reader>);
@@ -267,6 +333,9 @@ struct Reader {
     passed: u64,
     /// It has passed on the trailers.
     trailed: bool,
+    /// While it awaits a part.
+    waiting: Option<(Instant, Stall)>,
+    pace: Pace,
 }
 
 impl RequestBody {
@@ -299,8 +368,19 @@ impl HttpBody for RequestBody {
         if reader.attempt != source.attempt.get() {
             return Poll::Ready(Some(Err(BodyError::Superseded)));
         }
-        let polled = ready!(source.poll_next(cx)).transpose().map_err(BodyError::Request)?;
-        reader.passed += polled.as_ref().map_or(0, |data| data.len() as u64);
+        let polled = source.poll_next(cx);
+        if polled.is_pending() {
+            if reader.waiting.is_none() {
+                let now = Instant::now();
+                reader.waiting = Some((now, source.stall(reader.pace.since(now), now)));
+            }
+            return Poll::Pending;
+        }
+        let waited = reader.waiting.take().map_or(Duration::ZERO, |(since, _)| since.elapsed());
+        let polled = ready!(polled).transpose().map_err(BodyError::Request)?;
+        let length = polled.as_ref().map_or(0, |data| data.len() as u64);
+        reader.pace.came(length, waited);
+        reader.passed += length;
         let frame = polled.map(Frame::data).or_else(|| reader.trailers().map(Frame::trailers));
         reader.source.sent.set(reader.has_passed_all());
         Poll::Ready(frame.map(Ok))
@@ -320,20 +400,29 @@ impl HttpBody for RequestBody {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::app::{Apps, Limits};
+    use chassis::config::Percent;
     use http_body_util::BodyExt as _;
     use hyper::{Request, Response, server::conn::http1, service::service_fn};
     use hyper_util::rt::TokioIo;
-    use std::convert::Infallible;
+    use std::{convert::Infallible, net::IpAddr};
     use tokio::io::AsyncWriteExt as _;
 
     const STALL: Duration = Duration::from_secs(10);
+
+    fn sender() -> Sender {
+        let share = Percent(50);
+        let limits = Limits { queue_length: 1, client_share: share, stalled_share: share, queue_deadline: STALL };
+        let client = IpAddr::from([192, 0, 2, 1]).into();
+        Sender { stalls: Rc::default(), client, app: Apps::new(limits).obtain("demo") }
+    }
 
     /// Does this with a request's body of that many bytes, which comes as a client sends it.
     async fn with_body(bytes: &[u8], test: impl AsyncFn(Rc<RequestSource>)) {
         let (mut client, server) = tokio::io::duplex(16 * 1024);
         let service = service_fn(async |request: Request<Incoming>| {
             let limits = BodyLimits { bytes: u64::MAX, stall: STALL };
-            let source = RequestSource::new(request.into_body(), limits, &Buffers::new(u64::MAX)).unwrap();
+            let source = RequestSource::new(request.into_body(), sender(), limits, &Buffers::new(u64::MAX)).unwrap();
             test(source.expect("it has a body")).await;
             Ok::<_, Infallible>(Response::new(String::new()))
         });

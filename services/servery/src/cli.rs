@@ -65,6 +65,7 @@ const BALANCER: &[Key] = &[
     Key("advertised_networks", "NET,...", "Where a node may say its workers are, beside its own address [none]"),
     Key("queue_length", "N", "Requests that may wait for one app [1024]"),
     Key("queue_client_share", "SHARE", "How much of it one client may fill while another one waits [50%]"),
+    Key("stalled_client_share", "SHARE", "How many of an app's places one client may hold and stand still [50%]"),
     Key("queue_deadline", "TIME", "How long a request waits at most [10s]"),
     Key("response_timeout", "TIME", "How long a worker may take to begin its response [60s]"),
     Key("connect_timeout", "TIME", "How long a connection to a worker may take [2s]"),

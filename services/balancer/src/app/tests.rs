@@ -4,7 +4,12 @@ use std::collections::HashSet;
 use tokio::time::sleep;
 
 fn apps(queue_length: usize) -> Arc<Apps> {
-    Apps::new(Limits { queue_length, client_share: Percent(50), queue_deadline: Duration::from_secs(10) })
+    Apps::new(Limits {
+        queue_length,
+        client_share: Percent(50),
+        stalled_share: Percent(50),
+        queue_deadline: Duration::from_secs(10),
+    })
 }
 
 fn node() -> Arc<Node> {
@@ -75,7 +80,12 @@ async fn a_permit_on_its_way_to_someone_who_left_goes_to_the_next() {
 #[tokio::test(start_paused = true)]
 async fn a_reserve_that_shrinks_lets_those_in_who_wait() {
     let apps = apps(8);
-    let limits = |queue_length| Limits { queue_length, client_share: Percent(50), queue_deadline: 10 * SECOND };
+    let limits = |queue_length| Limits {
+        queue_length,
+        client_share: Percent(50),
+        stalled_share: Percent(50),
+        queue_deadline: 10 * SECOND,
+    };
     let app = apps.obtain("demo");
     apps.retune(limits(8), [("demo".to_owned(), vec![1])].into());
     app.apply(&node(), &[worker(0, 2)]);

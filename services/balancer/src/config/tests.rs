@@ -33,6 +33,7 @@ fn an_empty_file_is_a_whole_configuration() {
     assert_eq!(config.https, ListenAddr::All(8443));
     assert_eq!(config.control, ListenAddr::All(7400));
     assert_eq!(config.queue_deadline, Duration::from_secs(10));
+    assert_eq!(config.limits().stalled_share, Percent(50));
     assert!(config.threads >= 1);
     assert_eq!(config.routes, []);
 }
@@ -299,4 +300,12 @@ proptest::proptest! {
             proptest::prop_assert!(at.is_ascii() && http::HeaderValue::try_from(&at).is_ok() && !at.contains(['"', '\\', ' ']));
         }
     }
+}
+
+#[test]
+fn a_share_of_the_places_is_not_nothing() {
+    let (config, ended) = read("[balancer]\nstalled_client_share = \"30%\"\n");
+    ended.unwrap();
+    assert_eq!(config.limits().stalled_share, Percent(30));
+    assert!(problem("[balancer]\nstalled_client_share = \"0%\"\n").contains("stalled_client_share"));
 }

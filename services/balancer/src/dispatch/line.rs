@@ -75,6 +75,11 @@ impl<W> Line<W> {
         self.queues.iter().filter_map(|queue| Some(queue.iter().next()?.1.since)).min()
     }
 
+    /// How many of them are this client's.
+    pub(super) fn of(&self, client: Client) -> usize {
+        self.clients.get(&client).copied().unwrap_or(0)
+    }
+
     /// Whether a newcomer fits in. `Ok(Some(_))`: only when this one leaves, for this reason.
     pub(super) fn room_for(
         &self,
@@ -82,7 +87,7 @@ impl<W> Line<W> {
         priority: Priority,
         newest_first: bool,
     ) -> Result<Option<NoRoom<Ticket>>, NoRoom<()>> {
-        let own = self.clients.get(&client).copied().unwrap_or(0);
+        let own = self.of(client);
         if own >= self.room.client && self.len > own {
             return Err(NoRoom::Client(()));
         }

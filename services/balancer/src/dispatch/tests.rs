@@ -6,6 +6,7 @@ use std::collections::HashSet;
 mod laws;
 mod overload;
 mod slots;
+mod stalls;
 mod yielding;
 
 const PLAIN: Class = Class { priority: Priority::Normal, reserve: None };

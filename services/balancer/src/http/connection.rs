@@ -5,10 +5,11 @@
 
 use super::{
     FIELDS,
+    leashed::LeashedExecutor,
     visit::{Ended, Visit, Waiting},
 };
 use crate::{
-    edge::Edge, executor::LocalExecutor, farewell, frames::Counting, idle::Readable, origin::Hop, patience::Patient,
+    edge::Edge, farewell, frames::Counting, idle::Readable, leash::Leash, origin::Hop, patience::Patient,
     reject::Reject, strict::Strict,
 };
 use hyper::{
@@ -73,7 +74,8 @@ pub struct Server {
     /// Redirects everything to HTTPS: to this port, unless the configuration names another.
     redirect_to: Option<u16>,
     http1: http1::Builder,
-    http2: http2::Builder<LocalExecutor>,
+    http2: http2::Builder<LeashedExecutor>,
+    executor: LeashedExecutor,
 }
 
 /// The protocol the handshake agreed on.
@@ -88,7 +90,8 @@ impl Server {
     pub fn new(edge: &Rc<Edge>, scheme: &'static str, redirect_to: Option<u16>) -> Self {
         let mut http1 = http1::Builder::new();
         http1.timer(TokioTimer::new()).header_read_timeout(None).max_header_size(HEAD).max_buf_size(BUFFER);
-        let mut http2 = http2::Builder::new(LocalExecutor);
+        let executor = LeashedExecutor::default();
+        let mut http2 = http2::Builder::new(executor.clone());
         http2
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS)
@@ -101,7 +104,7 @@ impl Server {
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING)
             .enable_connect_protocol();
-        Self { edge: Rc::clone(edge), scheme, redirect_to, http1, http2 }
+        Self { edge: Rc::clone(edge), scheme, redirect_to, http1, http2, executor }
     }
 
     /// Serves one connection to its end. Once `draining`, requests in flight are answered and no more taken:
@@ -147,7 +150,12 @@ impl Server {
             }
             let before = visit.served.get();
             let (strict, remains) = Strict::new(stream, FRAME, &visit.turn);
-            let ended = Box::pin(self.requests(strict, visit)).await;
+            let leash = visit.leash();
+            let ended = Box::pin(self.requests(strict, visit, &leash)).await;
+            // in the middle of an answer: there is nothing more to say
+            if leash.reason().is_some() {
+                return;
+            }
             // what says nothing, such as empty records of TLS, buys no time
             if visit.served.get() != before {
                 visit.since.set(Instant::now());
@@ -170,12 +178,12 @@ impl Server {
         }
     }
 
-    /// HTTP/1.1, until it ends, or (`None`) for as long as the client has something to say.
-    async fn requests<S>(&self, stream: Strict<Patient<S>>, visit: &Visit<'_>) -> Option<Ended>
+    /// HTTP/1.1, until it ends, or (`None`) for as long as the client has something to say, or until the leash ends it.
+    async fn requests<S>(&self, stream: Strict<Patient<S>>, visit: &Visit<'_>, leash: &Rc<Leash>) -> Option<Ended>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let service = service_fn(|request| visit.request(request, Protocol::Http1));
+        let service = service_fn(|request| visit.request(request, Protocol::Http1, Rc::clone(leash)));
         let mut http1 = self.http1.clone();
         // it came in just before the listener closed: answer its one request
         http1.keep_alive(!visit.draining.is_cancelled());
@@ -185,6 +193,7 @@ impl Server {
         tokio::select! {
             biased;
             ended = poll_fn(|cx| waiting.poll(connection.as_mut(), cx)) => return ended,
+            () = leash.stopped() => return None,
             () = visit.draining.cancelled(), if !visit.draining.is_cancelled() => {}
         }
         // Closed now, an idle connection might meet its client's next request on the way. Where another process serves there
@@ -192,7 +201,11 @@ impl Server {
         if !visit.edge.shared.taken_over.load(Ordering::Relaxed) {
             connection.as_mut().graceful_shutdown();
         }
-        poll_fn(|cx| waiting.poll(connection.as_mut(), cx)).await
+        tokio::select! {
+            biased;
+            ended = poll_fn(|cx| waiting.poll(connection.as_mut(), cx)) => ended,
+            () = leash.stopped() => None,
+        }
     }
 
     async fn serve_http2<S>(&self, stream: Patient<S>, visit: &Visit<'_>)
@@ -204,7 +217,11 @@ impl Server {
         }
         let calm = Arc::<AtomicBool>::default();
         let stream = Counting::new(stream.with_opening(PREFACE, visit.config.header_timeout), &calm);
-        let service = service_fn(|request| visit.request(request, Protocol::Http2));
+        let service = service_fn(|request| {
+            let leash = visit.leash();
+            self.executor.lead(&leash);
+            visit.request(request, Protocol::Http2, leash)
+        });
         let mut connection = Box::pin(self.http2.serve_connection(TokioIo::new(stream), service));
         let ended = tokio::select! {
             biased;

@@ -40,6 +40,7 @@ mod proxies;
 mod queueing;
 mod settling;
 mod slow;
+mod stalls;
 mod traces;
 mod trailers;
 mod tunnels;

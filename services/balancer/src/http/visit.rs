@@ -7,6 +7,7 @@ use crate::{
     config::Config,
     edge::Edge,
     idle::{BETWEEN, HTTP2, Readable, SILENT, TLS},
+    leash::Leash,
     origin::Hop,
     patience::{Patience, Patient},
     reject::Reject,
@@ -97,10 +98,16 @@ pub(super) struct Visit<'a> {
 }
 
 impl Visit<'_> {
+    /// For a request over HTTP/2, or the requests over HTTP/1.1.
+    pub(super) fn leash(&self) -> Rc<Leash> {
+        Rc::new(Leash::new(self.config.body_timeout))
+    }
+
     pub(super) fn request(
         &self,
         request: Request<Incoming>,
         protocol: Protocol,
+        leash: Rc<Leash>,
     ) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<> {
         self.served.set(self.served.get() + 1);
         let last = self.config.requests_per_connection.is_some_and(|most| self.served.get() >= most.get());
@@ -112,7 +119,7 @@ impl Visit<'_> {
         let redirect_to = self.redirect_to;
         async move {
             // not a part of the connection, which keeps room for one even while it is idle
-            let mut response = Box::pin(handle(edge, &hop, redirect_to, request, answering, &tunnels)).await;
+            let mut response = Box::pin(handle(edge, &hop, redirect_to, request, (answering, leash), &tunnels)).await;
             if last && protocol == Protocol::Http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 // said, so that the client sends nothing more that would be lost
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
