@@ -31,7 +31,7 @@ impl<'a> Host<'a> {
             let (name, port) = text.split_once(':').unwrap_or((text, ""));
             let name = name.strip_suffix('.').unwrap_or(name);
             let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-            if name.is_empty() || name.len() > LENGTH || !name.bytes().all(valid) {
+            if name.is_empty() || name.ends_with('.') || name.len() > LENGTH || !name.bytes().all(valid) {
                 return None;
             }
             let name = if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -111,6 +111,8 @@ mod tests {
             "",
             ":80",
             "a b",
+            ".",
+            "a..",
             "a:b",
             "a:99999",
             "a:1:2",
