@@ -26,6 +26,7 @@ use tokio::{
 
 mod apps;
 mod permit;
+mod retries;
 mod standing;
 
 pub use crate::dispatch::{EndpointView, NodeView, Why};
@@ -293,12 +294,6 @@ impl App {
                 receiver.try_recv().unwrap_or(Err(late))
             }
         }
-    }
-
-    /// Takes one retry out of the budget, if there is one.
-    pub fn withdraw_retry(&self, now: Instant) -> bool {
-        let second = self.second(now);
-        self.lock().budget.withdraw(second)
     }
 
     fn give_back(self: &Arc<Self>, permit: &Returned) {

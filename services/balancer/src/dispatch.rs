@@ -13,6 +13,7 @@
 //! will have to, `yielding` what other balancers get of it.
 
 mod class;
+mod companions;
 mod health;
 mod held;
 mod line;

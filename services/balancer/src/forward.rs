@@ -109,9 +109,9 @@ pub(crate) async fn forward(
             }
         };
         debug_assert_ne!(outcome, Outcome::Answered);
-        let id = permit.endpoint().id;
+        let endpoint = Arc::clone(permit.endpoint());
         if failure == Failure::Reset {
-            fallen.add(permit.endpoint());
+            fallen.add(&endpoint);
         }
         match rest {
             Some(pause) => edge.rest(permit, pause),
@@ -150,8 +150,14 @@ pub(crate) async fn forward(
         app.metrics.retries.increment(1);
         failed = Some(reject);
         // a connection that was stale says nothing about its endpoint
-        if !matches!(failure, Failure::Stale | Failure::Aged) && !tried.contains(&id) {
-            tried.push(id);
+        if matches!(failure, Failure::Stale | Failure::Aged) {
+            continue;
+        }
+        let beside = if failure == Failure::Reset { app.companions(&endpoint) } else { Vec::new() };
+        for id in beside.into_iter().chain([endpoint.id]) {
+            if !tried.contains(&id) {
+                tried.push(id);
+            }
         }
     }
 }

@@ -235,7 +235,6 @@ impl Seats {
         }
     }
 
-    #[cfg(test)]
     pub(super) fn all(&self) -> impl Iterator<Item = &Seat> {
         self.seats.iter().flatten()
     }

@@ -104,6 +104,23 @@ fn idle_endpoints_come_first_and_each_gets_its_grant() {
 }
 
 #[test]
+fn a_request_that_lost_its_worker_goes_to_another_node_while_there_is_one() {
+    let mut desk = Desk::<u32>::new(room(8));
+    let (one, two) = (node("a"), node("b"));
+    desk.apply(&one, &workers(3, 4));
+    assert!(desk.dispatch.companions("a").is_empty(), "there is no other");
+    desk.apply(&two, &workers(1, 4));
+    let beside = desk.dispatch.companions("a");
+    assert_eq!(beside.len(), 3);
+    for _ in 0..4 {
+        assert_eq!(desk.pick(&beside).unwrap().node.instance, "b");
+    }
+    desk.apply(&two, &[]);
+    assert!(desk.dispatch.companions("a").is_empty(), "it has gone");
+    assert_eq!(desk.pick(&beside).unwrap().node.instance, "a", "rather there than nowhere");
+}
+
+#[test]
 fn equals_share_at_random() {
     let mut desk = Desk::<u32>::new(room(8));
     desk.apply(&node("a"), &workers(3, 1));
