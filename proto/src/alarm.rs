@@ -1,5 +1,6 @@
 //! Timers for what nearly always comes in time. In: moments that are too late. Out: when one has passed. A timer stays set
-//! for an earlier moment and is set anew when it fires, so that nothing is armed or disarmed per request.
+//! for an earlier moment and is set anew when it fires, so that nothing is armed or disarmed per request. Balancer and worker
+//! wait for each other and for clients by it; this crate is what both depend on.
 
 use std::{
     future::Future as _,
@@ -10,13 +11,13 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 /// One timer, for one wait at a time.
 #[derive(Debug, Default)]
-pub(crate) struct Alarm {
+pub struct Alarm {
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
 impl Alarm {
     /// `Ready` from that moment on.
-    pub(crate) fn poll(&mut self, due: Instant, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll(&mut self, due: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(due)));
         if sleep.deadline() > due {
             sleep.as_mut().reset(due);

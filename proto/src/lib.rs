@@ -14,6 +14,7 @@
 )]
 
 pub mod access_line;
+pub mod alarm;
 pub mod forwarding;
 pub mod framing;
 pub mod proxy_protocol;

@@ -4,8 +4,12 @@
 //! ENHANCE_YOUR_CALM and an error. It sees each frame's nine bytes of header, copies and keeps nothing else, and reads the
 //! clock only when a connection has used up what it may.
 //!
+//! A head that never becomes a request of ours, because it is too large or asks for too much at once, and one that becomes
+//! one that is malformed, is such a frame too, and a dear one: it was decoded.
+//!
 //! What h2 limits itself is left to it: streams, requests that are reset at once, CONTINUATION, the smallest DATA.
 
+use crate::strict::Turn;
 use std::{
     io,
     pin::Pin,
@@ -30,6 +34,10 @@ const PER: Duration = Duration::from_secs(10);
 const PER_DATA: u32 = 3;
 /// And for each head that the client sends: priorities, a reset.
 const PER_HEAD: u32 = 4;
+/// What a head costs of them that came to nothing.
+const PER_LOST: u32 = 20;
+/// Heads that may be on their way to us: as many as streams at once.
+const UNDER_WAY: u64 = 128;
 /// More than this is not kept for later.
 const SAVED: u32 = 10_000;
 /// Bytes that open a connection, before the client's first frame.
@@ -121,16 +129,16 @@ impl Allowance {
         self.left = (self.left + more).min(SAVED);
     }
 
-    /// `false`: there are none left.
-    fn spend(&mut self, now: impl FnOnce() -> Instant) -> bool {
-        if self.left == 0 {
+    /// `false`: there are fewer left.
+    fn spend(&mut self, some: u32, now: impl FnOnce() -> Instant) -> bool {
+        if self.left < some {
             let now = now();
             if now - self.since < PER {
                 return false;
             }
             *self = Self::new(now);
         }
-        self.left -= 1;
+        self.left -= some;
         true
     }
 }
@@ -144,34 +152,49 @@ pub(crate) struct Counting<S> {
     allowance: Allowance,
     /// The last stream that the client has opened.
     newest: u32,
+    /// Streams so far, ...
+    opened: u64,
+    /// ... those that came to nothing, ...
+    lost: u64,
+    /// ... and those that became requests.
+    turn: Arc<Turn>,
     flooded: Arc<AtomicBool>,
 }
 
 impl<S> Counting<S> {
     /// `flooded` says afterwards whether that was the end.
-    pub(crate) fn new(stream: S, flooded: &Arc<AtomicBool>) -> Self {
+    pub(crate) fn new(stream: S, turn: &Arc<Turn>, flooded: &Arc<AtomicBool>) -> Self {
         Self {
             stream,
             theirs: Walk::new(PREFACE),
             ours: Walk::new(0),
             allowance: Allowance::new(Instant::now()),
             newest: 0,
+            opened: 0,
+            lost: 0,
+            turn: Arc::clone(turn),
             flooded: Arc::clone(flooded),
         }
     }
 
     /// Whether these frames of the client's are fine.
     fn hear(&mut self, bytes: &[u8]) -> bool {
-        let Self { theirs, allowance, newest, .. } = self;
+        let Self { theirs, allowance, newest, opened, lost, turn, .. } = self;
         let mut fine = true;
         theirs.read(bytes, |frame| {
             if frame.kind == HEADERS {
+                *opened += u64::from(frame.stream > *newest);
                 *newest = frame.stream.max(*newest);
                 allowance.earn(PER_HEAD);
             } else if !frame.carries_something() {
-                fine = fine && allowance.spend(Instant::now);
+                fine = fine && allowance.spend(1, Instant::now);
             }
         });
+        let gone = opened.saturating_sub(turn.well_formed() + UNDER_WAY);
+        while *lost < gone {
+            *lost += 1;
+            fine = fine && allowance.spend(PER_LOST, Instant::now);
+        }
         fine
     }
 

@@ -69,6 +69,9 @@ async fn handle(
         Ok(answered) => answered,
         Err(reject) => {
             record.reject = Some(reject);
+            if let Some(answering) = record.answering.as_ref().filter(|_| reject.is_malformed()) {
+                answering.disown();
+            }
             let id = record.id.to_str().expect("ids are made of visible characters");
             let busy = record.app.as_ref().filter(|_| reject.is_for_now());
             let retry_after = busy.map_or(Duration::ZERO, |app| app.retry_after());

@@ -7,7 +7,6 @@
 
 pub mod accesslog;
 mod ahead;
-mod alarm;
 pub mod app;
 mod attempt;
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! How long we wait for a peer to move. In: "it moved" and "it does not". Out: when to give up. One timer per waiting
 //! side, made when it first waits and looked at again when it fires: nothing is armed or disarmed per read.
 
-use crate::{alarm::Alarm, idle::Readable};
+use crate::idle::Readable;
+use proto::alarm::Alarm;
 use std::{
     io,
     pin::Pin,

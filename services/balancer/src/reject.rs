@@ -288,6 +288,11 @@ impl Reject {
         }
     }
 
+    /// No client of good will sends many of these.
+    pub fn is_malformed(self) -> bool {
+        matches!(self.status(), StatusCode::BAD_REQUEST | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
+    }
+
     /// Another try makes sense later.
     pub fn is_for_now(self) -> bool {
         match self {

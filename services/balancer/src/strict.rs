@@ -37,6 +37,8 @@ pub(crate) struct Turn {
     answering: AtomicU32,
     /// Requests so far, which is also the last one's number.
     begun: AtomicU64,
+    /// Of these, the malformed ones.
+    malformed: AtomicU64,
     /// The bytes are no HTTP any more.
     switched: AtomicBool,
     /// Every answer is on its way, and nothing but more of this makes it go on.
@@ -83,6 +85,10 @@ impl Turn {
         self.begun.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn well_formed(&self) -> u64 {
+        self.begun() - self.malformed.load(Ordering::Relaxed)
+    }
+
     /// Of HTTP/1.1.
     pub(crate) fn wait(&self) -> Wait {
         if self.is_busy() {
@@ -105,6 +111,11 @@ impl Answering {
     /// The answer is 101: what follows is another protocol.
     pub(crate) fn switch(&self) {
         self.turn.switched.store(true, Ordering::Relaxed);
+    }
+
+    /// What came is malformed.
+    pub(crate) fn disown(&self) {
+        self.turn.malformed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The answer is there: nothing comes before it any more but what came in time. To be called where hyper gets it.

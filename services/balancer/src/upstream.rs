@@ -9,7 +9,6 @@ pub(crate) use streams::{Ending, ending};
 
 use crate::{
     Shared,
-    alarm::Alarm,
     endpoint::{Endpoint, Server},
     foreign::Secured,
     reject::Reject,
@@ -22,6 +21,7 @@ use hyper::{
     client::conn::{TrySendError, http1},
 };
 use hyper_util::rt::TokioIo;
+use proto::alarm::Alarm;
 use std::{cell::RefCell, collections::HashMap, io, sync::Arc, time::Duration};
 use streams::{Stream, Streams};
 use tokio::{

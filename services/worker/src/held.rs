@@ -4,7 +4,6 @@
 
 use crate::{
     access::Entry,
-    alarm::Alarm,
     answer::{REQUEST_ID, plain_id},
     conversation::Running,
     slots::Run,
@@ -13,6 +12,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Uri};
 use http_body::{Frame, SizeHint};
+use proto::alarm::Alarm;
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
@@ -79,7 +79,7 @@ impl Held {
             return Poll::Pending;
         }
         let since = *self.waiting.get_or_insert_with(Instant::now);
-        self.alarm.poll(cx, since + self.limit)
+        self.alarm.poll(since + self.limit, cx)
     }
 
     fn cut(&mut self) {

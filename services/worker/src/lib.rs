@@ -53,7 +53,6 @@ use std::{io, io::IsTerminal, process::ExitCode, sync::Arc};
 
 mod accept;
 mod access;
-mod alarm;
 mod answer;
 mod connection;
 mod control;

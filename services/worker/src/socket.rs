@@ -6,8 +6,9 @@
 //! a request whose body is still on its way would look like a crash. So closing shuts our side down and then reads what
 //! the peer has still sent, for a while and up to a bound.
 
-use crate::{alarm::Alarm, answer::LATE_HEAD, conversation::Conversation, open::Counted, stream::Stream};
+use crate::{answer::LATE_HEAD, conversation::Conversation, open::Counted, stream::Stream};
 use bytes::{Buf, Bytes};
+use proto::alarm::Alarm;
 use std::{
     io,
     pin::Pin,
@@ -115,7 +116,7 @@ impl Socket {
             None if requests == 0 => self.moved + self.times.first,
             None => self.moved + self.times.idle,
         };
-        ready!(self.reading.poll(cx, until));
+        ready!(self.reading.poll(until, cx));
         if head.is_some() {
             tracing::debug!(limit = ?self.times.header, "a request's head did not arrive in time");
             // said to whom it reaches at once; nothing else of ours is on its way
@@ -128,7 +129,7 @@ impl Socket {
         match result {
             Poll::Pending => {
                 let since = *self.blocked.get_or_insert_with(Instant::now);
-                ready!(self.writing.poll(cx, since + self.times.taking));
+                ready!(self.writing.poll(since + self.times.taking, cx));
                 tracing::debug!(limit = ?self.times.taking, "a peer takes nothing of its answer: cut");
                 Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
             }
@@ -212,7 +213,7 @@ impl AsyncWrite for Socket {
                         }
                         Poll::Ready(Err(_)) => true,
                         Poll::Pending => {
-                            ready!(this.reading.poll(cx, *until));
+                            ready!(this.reading.poll(*until, cx));
                             true
                         }
                     };

@@ -1,10 +1,11 @@
 //! A request's body as the application reads it: comes in what the client sends, goes out the same, up to a size and
 //! without too long a gap while the application waits. Never waits for what nobody asks for.
 
-use crate::{alarm::Alarm, conversation::Conversation, limits::Limits};
+use crate::{conversation::Conversation, limits::Limits};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use proto::alarm::Alarm;
 use std::{
     pin::Pin,
     sync::Arc,
@@ -47,7 +48,7 @@ impl Body for Taken {
         let frame = match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Pending => {
                 let since = *this.waiting.get_or_insert_with(Instant::now);
-                ready!(this.alarm.poll(cx, since + this.limits.stall));
+                ready!(this.alarm.poll(since + this.limits.stall, cx));
                 this.conversation.body_stalled();
                 return Poll::Ready(Some(Err(axum::Error::new(Broken::Stalled))));
             }

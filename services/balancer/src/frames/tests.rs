@@ -38,7 +38,8 @@ proptest! {
 
     #[test]
     fn frames_that_cost_something_are_as_many_as_what_explains_them(heads in 0..500_u32, sent in 0..500_u32) {
-        let mut counting = Counting::new((), &Arc::default());
+        let turn = Arc::<Turn>::default();
+        let mut counting = Counting::new((), &turn, &Arc::default());
         assert!(counting.hear(&[0; PREFACE as usize]));
         for _ in 0..sent {
             counting.say(&frame(DATA, 0, 1, 3));
@@ -47,6 +48,7 @@ proptest! {
         for _ in 0..heads {
             assert!(counting.hear(&frame(HEADERS, 4, stream, 3)));
             stream += 2;
+            drop(turn.begin());
         }
         let fine = (0..).take_while(|_| counting.hear(&frame(PING, 0, 0, 8))).count();
         prop_assert_eq!(fine as u32, FREE + PER_DATA * sent + PER_HEAD * heads);
@@ -57,17 +59,41 @@ proptest! {
 async fn what_a_client_may_send_without_a_reason_comes_back_with_time() {
     let mut allowance = Allowance::new(Instant::now());
     for _ in 0..3 {
-        assert!((0..FREE).all(|_| allowance.spend(Instant::now)));
-        assert!(!allowance.spend(Instant::now));
+        assert!((0..FREE).all(|_| allowance.spend(1, Instant::now)));
+        assert!(!allowance.spend(1, Instant::now));
         tokio::time::advance(PER - Duration::from_millis(1)).await;
-        assert!(!allowance.spend(Instant::now));
+        assert!(!allowance.spend(1, Instant::now));
         tokio::time::advance(Duration::from_millis(1)).await;
     }
 }
 
 #[tokio::test]
+async fn heads_that_come_to_nothing_cost_more_than_those_that_are_under_way() {
+    for becomes in [None, Some(true), Some(false)] {
+        let turn = Arc::<Turn>::default();
+        let mut counting = Counting::new((), &turn, &Arc::default());
+        assert!(counting.hear(&[0; PREFACE as usize]));
+        let heads = (0..1_000_u32).take_while(|number| {
+            let heard = counting.hear(&frame(HEADERS, 4, 2 * number + 1, 3));
+            if let Some(well_formed) = becomes {
+                let answering = turn.begin();
+                if !well_formed {
+                    answering.disown();
+                }
+            }
+            heard
+        });
+        let heads = heads.count();
+        // the first of them have been paid for beforehand, by what every head earns
+        let lost = (FREE + UNDER_WAY as u32 * PER_HEAD) / (PER_LOST - PER_HEAD);
+        let most = if becomes == Some(true) { 1_000 } else { UNDER_WAY as usize + lost as usize };
+        assert_eq!(heads, most, "{becomes:?}");
+    }
+}
+
+#[tokio::test]
 async fn uploads_and_ends_of_streams_cost_nothing_but_empty_data_does() {
-    let mut counting = Counting::new((), &Arc::default());
+    let mut counting = Counting::new((), &Arc::default(), &Arc::default());
     assert!(counting.hear(&[0; PREFACE as usize]));
     for _ in 0..2 * FREE {
         assert!(counting.hear(&frame(DATA, 0, 1, 1)));
@@ -83,7 +109,7 @@ async fn who_sends_too_many_is_told_so_between_two_frames_of_ours() {
     for (ours, told) in [(frame(DATA, 0, 7, 5), true), (frame(DATA, 0, 7, 5)[..12].to_vec(), false)] {
         let (mut client, server) = tokio::io::duplex(1 << 20);
         let flooded = Arc::default();
-        let mut counting = Counting::new(server, &flooded);
+        let mut counting = Counting::new(server, &Arc::default(), &flooded);
         counting.write_all(&ours).await.unwrap();
         client.write_all(&[0; PREFACE as usize]).await.unwrap();
         client.write_all(&frame(HEADERS, 4, 7, 10)).await.unwrap();

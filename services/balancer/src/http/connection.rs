@@ -61,10 +61,8 @@ const SEND_BUFFER: usize = 32 * 1024;
 const PING: Duration = Duration::from_secs(20);
 /// The preface that opens an HTTP/2 connection.
 const PREFACE: usize = 24;
-/// How long a client may go on asking that was told to go, ...
+/// How long a client that was told to go may go on asking, and take to read what it is owed.
 const LEAVING: Duration = Duration::from_secs(5);
-/// ... and one that was so while it was idle.
-const LEAVING_IDLE: Duration = Duration::from_millis(500);
 
 /// How one listener serves, on one core.
 #[derive(Debug)]
@@ -216,7 +214,7 @@ impl Server {
             return;
         }
         let calm = Arc::<AtomicBool>::default();
-        let stream = Counting::new(stream.with_opening(PREFACE, visit.config.header_timeout), &calm);
+        let stream = Counting::new(stream.with_opening(PREFACE, visit.config.header_timeout), &visit.turn, &calm);
         let service = service_fn(|request| {
             let leash = visit.leash();
             self.executor.lead(&leash);
@@ -225,16 +223,16 @@ impl Server {
         let mut connection = Box::pin(self.http2.serve_connection(TokioIo::new(stream), service));
         let ended = tokio::select! {
             biased;
-            ended = connection.as_mut() => Ok(ended),
-            () = visit.draining.cancelled() => Err(LEAVING),
-            () = visit.worn.notified() => Err(LEAVING),
-            () = visit.idled() => Err(LEAVING_IDLE),
+            ended = connection.as_mut() => Some(ended),
+            () = visit.draining.cancelled() => None,
+            () = visit.worn.notified() => None,
+            () = visit.idled() => None,
         };
         let ended = match ended {
-            Ok(ended) => ended,
-            Err(within) => {
+            Some(ended) => ended,
+            None => {
                 connection.as_mut().graceful_shutdown();
-                visit.leave(connection.as_mut(), within).await
+                visit.leave(connection.as_mut(), LEAVING).await
             }
         };
         drop(connection);
