@@ -1,7 +1,7 @@
 //! Whatever a client writes into its trace's fields: the application gets one parent that is well-formed, of the same trace.
 #![no_main]
 
-use balancer::trace::Trace;
+use balancer::{trace::Trace, values::Values};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use libfuzzer_sys::fuzz_target;
 
@@ -16,7 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let said = Trace::of(&headers);
     let trace = said.unwrap_or_else(|| Trace::begin(7, false));
-    trace.pass_on(&mut headers, 5, said.is_some());
+    trace.pass_on(&mut headers, &Values::default(), 5, said.is_some());
     assert_eq!(Trace::of(&headers), Some(trace));
     assert_eq!(headers.get_all("traceparent").iter().count(), 1);
     let state: usize = headers.get_all("tracestate").iter().map(HeaderValue::len).sum();

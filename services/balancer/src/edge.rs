@@ -52,7 +52,7 @@ impl Edge {
             shared,
             log,
             metrics: EdgeMetrics::register(),
-            values: Values::new(),
+            values: Values::default(),
             cutting: Cell::new(false),
             rng: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
             tasks: TaskTracker::new(),

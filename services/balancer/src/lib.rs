@@ -63,7 +63,7 @@ pub mod trace;
 pub mod trailers;
 mod tunnel;
 pub mod upstream;
-mod values;
+pub mod values;
 mod websocket;
 mod words;
 

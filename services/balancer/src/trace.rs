@@ -56,7 +56,7 @@ impl Trace {
     }
 
     /// Tells the worker of it, with `parent` as who asks. `client`: it is the client's trace, so its state goes with it.
-    pub(crate) fn pass_on(&self, headers: &mut HeaderMap, values: &Values, parent: u64, client: bool) {
+    pub fn pass_on(&self, headers: &mut HeaderMap, values: &Values, parent: u64, client: bool) {
         let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
         text[3..35].copy_from_slice(&self.id);
         write_digits(&mut text[36..52], parent.max(1).into());
@@ -114,7 +114,7 @@ mod tests {
             let mut request = headers(&[("traceparent", value), ("tracestate", "a=1,b=2"), ("tracestate", "c=3")]);
             let trace = Trace::of(&request).unwrap();
             assert_eq!(trace.id(), b"0af7651916cd43dd8448eb211c80319c");
-            trace.pass_on(&mut request, &Values::new(), 0xab, true);
+            trace.pass_on(&mut request, &Values::default(), 0xab, true);
             let wanted = format!("00-0af7651916cd43dd8448eb211c80319c-00000000000000ab-{flags}");
             assert_eq!(request.get_all("traceparent").iter().collect::<Vec<_>>(), [wanted.as_str()]);
             assert_eq!(request.get_all("tracestate").iter().collect::<Vec<_>>(), ["a=1,b=2", "c=3"]);
@@ -151,7 +151,7 @@ mod tests {
     fn a_trace_that_begins_here_has_no_state_of_another() {
         for (sampled, flags) in [(true, "01"), (false, "00")] {
             let mut request = headers(&[("traceparent", "nonsense"), ("tracestate", "a=1")]);
-            Trace::begin(0x1234, sampled).pass_on(&mut request, &Values::new(), 0, false);
+            Trace::begin(0x1234, sampled).pass_on(&mut request, &Values::default(), 0, false);
             let wanted = format!("00-00000000000000000000000000001234-0000000000000001-{flags}");
             assert_eq!(request["traceparent"], wanted.as_str());
             assert!(!request.contains_key("tracestate"));
@@ -175,7 +175,7 @@ mod tests {
                 request.append("tracestate", HeaderValue::from_str(value).unwrap());
             }
             let trace = Trace::of(&request).unwrap();
-            trace.pass_on(&mut request, &Values::new(), 7, true);
+            trace.pass_on(&mut request, &Values::default(), 7, true);
             assert_eq!(request.contains_key("tracestate"), stays, "{state:?}");
         }
     }
@@ -191,7 +191,7 @@ mod tests {
             }
             let client = Trace::of(&request);
             let trace = client.unwrap_or_else(|| Trace::begin(id, sampled));
-            trace.pass_on(&mut request, &Values::new(), parent, client.is_some());
+            trace.pass_on(&mut request, &Values::default(), parent, client.is_some());
             prop_assert_eq!(Trace::of(&request), Some(trace));
         }
     }

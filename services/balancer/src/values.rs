@@ -10,17 +10,19 @@ const BLOCK: usize = 4096;
 
 /// Of one core.
 #[derive(Debug)]
-pub(crate) struct Values {
+pub struct Values {
     block: RefCell<BytesMut>,
 }
 
-impl Values {
-    pub(crate) fn new() -> Self {
+impl Default for Values {
+    fn default() -> Self {
         Self { block: RefCell::new(BytesMut::with_capacity(BLOCK)) }
     }
+}
 
+impl Values {
     /// `text` is made of visible characters.
-    pub(crate) fn make(&self, text: &[u8]) -> HeaderValue {
+    pub fn make(&self, text: &[u8]) -> HeaderValue {
         let mut block = self.block.borrow_mut();
         if block.capacity() < text.len() {
             *block = BytesMut::with_capacity(BLOCK.max(text.len()));
@@ -36,7 +38,7 @@ mod tests {
 
     #[test]
     fn values_of_many_blocks_stay_what_they_were() {
-        let values = Values::new();
+        let values = Values::default();
         let text = |number: usize| format!("{number:032x}");
         let made: Vec<HeaderValue> = (0..1000).map(|number| values.make(text(number).as_bytes())).collect();
         for (number, value) in made.iter().enumerate() {
