@@ -261,7 +261,7 @@ impl Listener {
         connections.shutdown().await;
     }
 
-    /// Where there is none, whoever has been idle longest on this core makes room.
+    /// Where there is none, an idle connection on this core makes room.
     async fn slot(&self, slots: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
         let mut slot = pin!(Arc::clone(slots).acquire_owned());
         if let Poll::Ready(slot) = futures_util::poll!(slot.as_mut()) {
@@ -323,8 +323,9 @@ impl Listener {
             };
             let shaking = Counted::new(&gauges.handshake);
             // nothing is made for a client that says nothing
-            let place = server.edge.idle.enter(SILENT);
+            let place = server.edge.idle.enter(peer.ip().into(), SILENT);
             tokio::select! {
+                biased;
                 readable = poll_fn(|cx| stream.poll_readable(cx)) => if readable.is_err() { return },
                 () = place.lost() => return,
                 () = sleep_until(deadline) => {

@@ -128,6 +128,7 @@ impl Server {
             served: Cell::new(0),
             since: Cell::new(Instant::now()),
             worn: Notify::new(),
+            leaving: Cell::new(false),
             tunnels: Rc::default(),
             draining,
         };

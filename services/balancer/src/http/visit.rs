@@ -93,6 +93,8 @@ pub(super) struct Visit<'a> {
     pub(super) since: Cell<Instant>,
     /// HTTP/2 has had as many requests as it may.
     pub(super) worn: Notify,
+    /// It has to go, but its client had just said something: after that.
+    pub(super) leaving: Cell<bool>,
     pub(super) tunnels: Rc<Tunnels>,
     pub(super) draining: &'a CancellationToken,
 }
@@ -110,7 +112,8 @@ impl Visit<'_> {
         leash: Rc<Leash>,
     ) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<> {
         self.served.set(self.served.get() + 1);
-        let last = self.config.requests_per_connection.is_some_and(|most| self.served.get() >= most.get());
+        let most = self.config.requests_per_connection;
+        let last = self.leaving.get() || most.is_some_and(|most| self.served.get() >= most.get());
         if last {
             self.worn.notify_one();
         }
@@ -130,10 +133,13 @@ impl Visit<'_> {
 
     /// Until the client has something to say. `false`: it had nothing for too long, or has to go.
     pub(super) async fn wait<S: Readable>(&self, stream: &Patient<S>) -> bool {
+        if self.leaving.get() {
+            return false;
+        }
         let first = self.served.get() == 0;
         let limit = if first { self.config.header_timeout } else { self.config.keepalive_timeout };
         let bytes = if first { SILENT } else { BETWEEN } + if S::SECURE { TLS } else { 0 };
-        let place = self.edge.idle.enter(bytes);
+        let place = self.edge.idle.enter(self.hop.peer.into(), bytes);
         let drained = async {
             if !self.draining.is_cancelled() {
                 self.draining.cancelled().await;
@@ -146,7 +152,10 @@ impl Visit<'_> {
         };
         tokio::select! {
             biased;
-            readable = poll_fn(|cx| stream.poll_readable(cx)) => readable.is_ok(),
+            readable = poll_fn(|cx| stream.poll_readable(cx)) => {
+                self.leaving.set(place.is_lost());
+                readable.is_ok()
+            }
             () = place.lost() => false,
             () = drained => false,
             () = sleep_until(self.since.get() + limit) => {
@@ -167,7 +176,7 @@ impl Visit<'_> {
             if !idle() {
                 continue;
             }
-            let place = self.edge.idle.enter(HTTP2);
+            let place = self.edge.idle.enter(self.hop.peer.into(), HTTP2);
             // more time than it would take to ask each time
             drop(timeout(self.config.keepalive_timeout.saturating_sub(QUIET_HTTP2), place.lost()).await);
             if idle() {

@@ -1,7 +1,17 @@
 //! Connections on which nothing happens: how long they may stay, and what they may hold.
 
 use super::*;
-use tokio::{net::TcpStream, time::sleep};
+use crate::{
+    accesslog::AccessLog,
+    edge::Edge,
+    http::{Protocol, Server},
+};
+use std::{pin::pin, rc::Rc, sync::Arc};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 /// Longer than it takes until a connection is taken down to what it needs to wait.
@@ -145,4 +155,36 @@ async fn an_idle_connection_makes_room_for_a_new_one() {
         upstream.send("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok").await;
         assert_eq!(client.response().await.1, "ok");
     }
+}
+
+#[tokio::test]
+async fn what_is_asked_on_a_connection_just_when_it_has_to_go_is_answered_as_its_last_request() {
+    let plane = Plane::start("");
+    plane.route("elsewhere.example", "/", false);
+    // a core of the test's own, so that nothing happens between two of its lines
+    let edge = Rc::new(Edge::new(Arc::clone(&plane.shared), AccessLog::new(None)));
+    let server = Server::new(&edge, "http", None);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (stream, peer) = listener.accept().await.unwrap();
+    let draining = CancellationToken::new();
+    let mut serving = pin!(server.serve(stream, peer, Protocol::Http1, &draining));
+    let first = async {
+        client.write_all(REQUEST.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 404");
+        sleep(QUIET).await;
+    };
+    tokio::select! {
+        () = serving.as_mut() => panic!("it was closed at once"),
+        () = soon(first) => {}
+    }
+    assert_eq!(client.try_write(REQUEST.as_bytes()).unwrap(), REQUEST.len());
+    edge.idle.make_room();
+    soon(serving).await;
+    let mut rest = String::new();
+    soon(client.read_to_string(&mut rest)).await.unwrap();
+    let (_, last) = rest.split_once("HTTP/1.1 404").expect("a second answer");
+    assert!(last.contains("connection: close\r\n"), "{last}");
 }
