@@ -340,16 +340,6 @@ impl<W> Dispatch<W> {
         self.seats.remove_node(instance);
     }
 
-    /// Permits of requests at the node, also of workers it has ceased to report.
-    pub fn in_flight(&self, instance: &str) -> u32 {
-        self.seats.in_flight(instance)
-    }
-
-    /// The workers in the node's newest report that have more permits held than they were lowered to.
-    pub fn over(&self, instance: &str) -> Vec<Over> {
-        self.seats.over(instance)
-    }
-
     /// Permits that this balancer should ask of the node, beyond those that it has: its part of what waits, by the slots
     /// there that other balancers have and do not use, and where those are not enough, by the ones that they use. Rounded
     /// at random, so that of many nodes just enough are asked. `None`: other balancers have none there.
@@ -386,42 +376,6 @@ impl<W> Dispatch<W> {
     /// When a client that was turned away should come again.
     pub fn retry_after(&self) -> Duration {
         self.load.retry_after(self.line.len(), self.seats.held())
-    }
-
-    /// Whether anything is in rotation.
-    pub fn has_endpoints(&self) -> bool {
-        let sum = self.seats.sum();
-        // or it is the others' turn to use it
-        sum.open > 0 || sum.elsewhere > 0
-    }
-
-    /// The most slots that one of the workers has.
-    pub fn widest(&self) -> Option<u32> {
-        self.seats.widest()
-    }
-
-    pub fn queue_depth(&self) -> usize {
-        self.line.len()
-    }
-
-    /// Permits held in all, the unsettled ones with them.
-    pub fn held(&self) -> u64 {
-        self.seats.held()
-    }
-
-    /// Of those, the ones whose request is over and whose slot may be busy.
-    pub fn unsettled(&self) -> u64 {
-        self.seats.unsettled_in_all()
-    }
-
-    /// Ejections so far, by `Reason`.
-    pub fn ejections(&self) -> [u64; 2] {
-        self.seats.ejections()
-    }
-
-    /// The live nodes, by instance.
-    pub fn nodes(&self) -> Vec<NodeView> {
-        self.seats.nodes()
     }
 }
 

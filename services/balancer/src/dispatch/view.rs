@@ -1,5 +1,6 @@
-//! Pictures of the endpoints, for the status page, the metrics and the nodes. Plain data.
+//! Pictures of the endpoints and of what is held of them, for the status page, the metrics and the nodes. Plain data.
 
+use super::Dispatch;
 use crate::endpoint::{Node, WorkerView};
 use std::sync::Arc;
 
@@ -41,4 +42,52 @@ pub struct Yielded {
     pub position: u32,
     pub generation: u64,
     pub permits: u32,
+}
+
+impl<W> Dispatch<W> {
+    /// Permits of requests at the node, also of workers it has ceased to report.
+    pub fn in_flight(&self, instance: &str) -> u32 {
+        self.seats.in_flight(instance)
+    }
+
+    /// The workers in the node's newest report that have more permits held than they were lowered to.
+    pub fn over(&self, instance: &str) -> Vec<Over> {
+        self.seats.over(instance)
+    }
+
+    /// Whether anything is in rotation.
+    pub fn has_endpoints(&self) -> bool {
+        let sum = self.seats.sum();
+        // or it is the others' turn to use it
+        sum.open > 0 || sum.elsewhere > 0
+    }
+
+    /// The most slots that one of the workers has.
+    pub fn widest(&self) -> Option<u32> {
+        self.seats.widest()
+    }
+
+    pub fn queue_depth(&self) -> usize {
+        self.line.len()
+    }
+
+    /// Permits held in all, the unsettled ones with them.
+    pub fn held(&self) -> u64 {
+        self.seats.held()
+    }
+
+    /// Of those, the ones whose request is over and whose slot may be busy.
+    pub fn unsettled(&self) -> u64 {
+        self.seats.unsettled_in_all()
+    }
+
+    /// Ejections so far, by `Reason`.
+    pub fn ejections(&self) -> [u64; 2] {
+        self.seats.ejections()
+    }
+
+    /// The live nodes, by instance.
+    pub fn nodes(&self) -> Vec<NodeView> {
+        self.seats.nodes()
+    }
 }
