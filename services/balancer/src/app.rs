@@ -4,7 +4,7 @@
 
 use crate::{
     client::Client,
-    dispatch::{Class, Dispatch, Held, NoRoom, Over, Queued, Request, Room, Ticket, Yielded},
+    dispatch::{Class, Dispatch, NoRoom, Over, Queued, Request, Room, Ticket, Yielded},
     endpoint::{EndpointId, Node, WorkerView},
     metrics::AppMetrics,
     reject::Reject,
@@ -255,8 +255,7 @@ impl App {
                 budget.deposit(self.second(now));
             }
             let Asker { client, class } = asker;
-            if let Some((endpoint, why)) = dispatch.pick(class, tried, rng) {
-                let held = Held { id: endpoint.id, class, since: now, waited: false };
+            if let Some((endpoint, held, why)) = dispatch.pick(client, class, tried, now, rng) {
                 return Ok(Permit::new(self, endpoint, held, why));
             }
             let (waiter, receiver) = oneshot::channel();
@@ -299,24 +298,26 @@ impl App {
     fn give_back(self: &Arc<Self>, permit: &Returned) {
         let now = Instant::now();
         let mut returned = Some(*permit);
-        // A waiter may have left between the handover and its waking up: then the permit is ours again.
-        while let Some(Returned { held, begun, ended }) = returned.take() {
-            let (watched, handover) = {
+        loop {
+            let (watched, handover, more) = {
                 let mut state = self.lock();
                 let State { dispatch, rng, .. } = &mut *state;
-                let watched = match begun {
+                let watched = returned.take().is_some_and(|Returned { held, begun, ended }| match begun {
                     Some(connection) => dispatch.unsettle(held, connection, ended, now),
                     None => dispatch.release(held, ended, now),
-                };
-                (watched, dispatch.handover(now, rng))
+                });
+                (watched, dispatch.handover(now, rng), dispatch.may_free_more())
             };
             if watched {
                 self.changed.notify_waiters();
             }
-            if let Some((waiter, endpoint, held)) = handover
-                && let Err(Ok(permit)) = waiter.send(Ok(Permit::new(self, endpoint, held, Why::Queued)))
-            {
+            let Some((waiter, endpoint, held)) = handover else { return };
+            // A waiter may have left between the handover and its waking up: then the permit is ours again.
+            if let Err(Ok(permit)) = waiter.send(Ok(Permit::new(self, endpoint, held, Why::Queued))) {
                 returned = permit.take_back();
+            }
+            if returned.is_none() && !more {
+                return;
             }
         }
     }

@@ -9,8 +9,8 @@
 //! - nobody who waits is lost.
 //!
 //! In reading order: `seats` (with `seat` and `health`) has the endpoints, `owing` the permits whose slots may still be
-//! busy, `line` those who wait, `reserves` what is kept for some of them, `stalled` whose places they may get, `load` how long they
-//! will have to, `yielding` what other balancers get of it.
+//! busy, `line` those who wait, `reserves` what is kept for some of them, `margin` what no client takes alone, `stalled` whose
+//! places they may get, `load` how long they will have to, `yielding` what other balancers get of it.
 
 mod class;
 mod companions;
@@ -18,6 +18,7 @@ mod health;
 mod held;
 mod line;
 mod load;
+mod margin;
 mod owing;
 mod request;
 mod reserves;
@@ -35,9 +36,13 @@ pub use request::{NoRoom, Queued, Request, Room};
 pub use stalled::StallTicket;
 pub use view::{EndpointView, NodeView, Over, Yielded};
 
-use crate::endpoint::{Endpoint, EndpointId, Node, WorkerView};
+use crate::{
+    client::Client,
+    endpoint::{Endpoint, EndpointId, Node, WorkerView},
+};
 use line::{Line, Waiter};
 use load::Load;
+use margin::Margin;
 use owing::Owing;
 use rand::{Rng, RngExt};
 use reserves::Reserves;
@@ -61,6 +66,7 @@ pub struct Dispatch<W> {
     owing: Owing,
     line: Line<W>,
     reserves: Reserves,
+    margin: Margin,
     stalled: Stalled,
     load: Load,
     compared: Option<Instant>,
@@ -74,6 +80,7 @@ impl<W> Dispatch<W> {
             owing: Owing::default(),
             line: Line::new(room),
             reserves: Reserves::new(reserves),
+            margin: Margin::default(),
             stalled: Stalled::default(),
             load: Load::default(),
             compared: None,
@@ -86,16 +93,26 @@ impl<W> Dispatch<W> {
         self.reserves.resize(reserves);
     }
 
-    /// A permit of an endpoint that holds the fewest, if one is free that this class may have; equals at random. The
-    /// endpoints in `tried` are passed over as long as another one is usable. Where nothing is free, a place on the
-    /// shortest deck.
-    pub fn pick(&mut self, class: Class, tried: &[EndpointId], rng: &mut impl Rng) -> Option<(Arc<Endpoint>, Why)> {
-        let free = if self.may_have(class) { self.seats.take(tried, rng) } else { None };
+    /// A permit of an endpoint that holds the fewest, if one is free that this client and class may have; equals at
+    /// random. The endpoints in `tried` are passed over as long as another one is usable. Where nothing is free, a place
+    /// on the shortest deck.
+    pub fn pick(
+        &mut self,
+        client: Client,
+        class: Class,
+        tried: &[EndpointId],
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Option<(Arc<Endpoint>, Held, Why)> {
+        let before = self.seats.sum();
+        let may_have = self.may_have(class) && !self.margin.is_full(client, before);
+        let free = if may_have { self.seats.take(tried, rng) } else { None };
         let (index, on_deck) = match free {
             Some(index) => (index, false),
             None => (self.seats.take_on_deck(tried, rng)?, true),
         };
         self.reserves.take(class.reserve);
+        let counted = self.margin.take(client, before);
         let seat = self.seats.at(index);
         let why = match (on_deck, seat.health.is_probing(), seat.held) {
             (true, ..) => Why::OnDeck,
@@ -103,7 +120,8 @@ impl<W> Dispatch<W> {
             (false, false, 1) => Why::Idle,
             (false, false, _) => Why::LeastBusy,
         };
-        Some((Arc::clone(&seat.endpoint), why))
+        let held = Held { id: seat.endpoint.id, class, counted, since: now, waited: false };
+        Some((Arc::clone(&seat.endpoint), held, why))
     }
 
     /// Waits for a permit, after `pick` had none.
@@ -154,7 +172,7 @@ impl<W> Dispatch<W> {
     /// endpoint's node is leaving, or its grant was lowered.
     pub fn release(&mut self, held: Held, ended: Ended, now: Instant) -> bool {
         self.learn(held, ended, now);
-        self.reserves.give_back(held.class.reserve);
+        self.uncount(held);
         let watched = self.seats.give_back(held.id, ended, now);
         self.seats.is_lacked() && self.yield_of(held.id, now) || watched
     }
@@ -203,11 +221,17 @@ impl<W> Dispatch<W> {
 
     fn free(&mut self, connection: u64, held: Held, now: Instant) {
         self.seats.settled(held.id, connection);
-        self.reserves.give_back(held.class.reserve);
+        self.uncount(held);
         self.seats.give_back(held.id, Ended::Unjudged, now);
         if self.seats.is_lacked() {
             self.yield_of(held.id, now);
         }
+    }
+
+    /// A permit is not held any more by whom it was counted for.
+    fn uncount(&mut self, held: Held) {
+        self.reserves.give_back(held.class.reserve);
+        self.margin.give_back(held.counted);
     }
 
     /// The next waiter with the permit it was waiting for; call until `None`, whenever a permit may have become free.
@@ -216,31 +240,36 @@ impl<W> Dispatch<W> {
             return None;
         }
         let ticket = self.next(now)?;
-        let Waiter { waiter, exclude, class, .. } = self.line.remove(ticket).expect("the ticket was just read");
-        let (endpoint, _) = self.pick(class, &exclude, rng).expect("a permit for this waiter was just seen");
-        let held = Held { id: endpoint.id, class, since: now, waited: true };
-        Some((waiter, endpoint, held))
+        let Waiter { waiter, client, exclude, class, .. } = self.line.remove(ticket).expect("the ticket was just read");
+        let picked = self.pick(client, class, &exclude, now, rng);
+        let (endpoint, held, _) = picked.expect("a permit for this waiter was just seen");
+        Some((waiter, endpoint, Held { waited: true, ..held }))
     }
 
     /// Who is next of those for whom there is a permit.
     fn next(&mut self, now: Instant) -> Option<Ticket> {
         let nobody = Class::default();
-        if !self.may_have(nobody) && !self.line.has_reserved() && !self.seats.has_on_deck(&[]) {
+        let full: Vec<Client> = self.margin.full(self.seats.sum()).collect();
+        let all_full = !full.is_empty() && self.line.of_all(&full) == self.line.len();
+        let free_for_some = (self.may_have(nobody) || self.line.has_reserved()) && !all_full;
+        if !free_for_some && !self.seats.has_on_deck(&[]) {
             return None;
         }
         self.judge(now);
-        // Only requests that come back exclude anything, and they are at the head: this looks past few. With reserves it
-        // looks past those that may not have what is left.
+        // Only requests that come back exclude anything, and they are at the head: this looks past few. With reserves, and
+        // where the last permits are free, it looks past those that may not have what is left.
         let next = self.line.next(self.load.newest_first());
         let fits = |waiter: &Waiter<W>| {
-            self.may_have(waiter.class) && self.seats.has(&waiter.exclude) || self.seats.has_on_deck(&waiter.exclude)
+            let may_have = self.may_have(waiter.class) && !full.contains(&waiter.client);
+            may_have && self.seats.has(&waiter.exclude) || self.seats.has_on_deck(&waiter.exclude)
         };
+        let is_last = |client| full.contains(&client) || self.is_greedy(client);
         let mut fitting = next.filter(|(_, waiter)| fits(waiter));
         let (first, waiter) = fitting.next()?;
-        if !self.is_greedy(waiter.client) {
+        if !is_last(waiter.client) {
             return Some(first);
         }
-        Some(fitting.find(|(_, waiter)| !self.is_greedy(waiter.client)).map_or(first, |(ticket, _)| ticket))
+        Some(fitting.find(|(_, waiter)| !is_last(waiter.client)).map_or(first, |(ticket, _)| ticket))
     }
 
     /// Whether something is free that this class may have.

@@ -7,6 +7,9 @@
 //! A head that never becomes a request of ours, because it is too large or asks for too much at once, and one that becomes
 //! one that is malformed, is such a frame too, and a dear one: it was decoded.
 //!
+//! Heads are the dearest bytes: each may become a request, or hundreds of fields to decode. Where some came, the next ones are
+//! read little by little, and the other connections of the core have their turn in between.
+//!
 //! What h2 limits itself is left to it: streams, requests that are reset at once, CONTINUATION, the smallest DATA.
 
 use crate::strict::Turn;
@@ -35,9 +38,11 @@ const PER_DATA: u32 = 3;
 /// And for each head that the client sends: priorities, a reset.
 const PER_HEAD: u32 = 4;
 /// What a head costs of them that came to nothing.
-const PER_LOST: u32 = 20;
+const PER_LOST: u32 = 50;
 /// Heads that may be on their way to us: as many as streams at once.
 const UNDER_WAY: u64 = 128;
+/// Bytes to read in a turn behind heads: some forty small requests, or one large one.
+const HEADS_TURN: usize = 1024;
 /// More than this is not kept for later.
 const SAVED: u32 = 10_000;
 /// Bytes that open a connection, before the client's first frame.
@@ -158,6 +163,10 @@ pub(crate) struct Counting<S> {
     lost: u64,
     /// ... and those that became requests.
     turn: Arc<Turn>,
+    /// The last read brought heads.
+    heads: bool,
+    /// It is the others' turn.
+    over: bool,
     flooded: Arc<AtomicBool>,
 }
 
@@ -173,16 +182,20 @@ impl<S> Counting<S> {
             opened: 0,
             lost: 0,
             turn: Arc::clone(turn),
+            heads: false,
+            over: false,
             flooded: Arc::clone(flooded),
         }
     }
 
     /// Whether these frames of the client's are fine.
     fn hear(&mut self, bytes: &[u8]) -> bool {
-        let Self { theirs, allowance, newest, opened, lost, turn, .. } = self;
+        let Self { theirs, allowance, newest, opened, lost, turn, heads, .. } = self;
         let mut fine = true;
+        *heads = false;
         theirs.read(bytes, |frame| {
             if frame.kind == HEADERS {
+                *heads = true;
                 *opened += u64::from(frame.stream > *newest);
                 *newest = frame.stream.max(*newest);
                 allowance.earn(PER_HEAD);
@@ -226,8 +239,21 @@ impl<S: AsyncWrite + Unpin> Counting<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Counting<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if std::mem::take(&mut this.over) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
+        if this.heads {
+            let some = buffer.remaining().min(HEADS_TURN);
+            let mut part = ReadBuf::new(buffer.initialize_unfilled_to(some));
+            ready!(Pin::new(&mut this.stream).poll_read(cx, &mut part))?;
+            let read = part.filled().len();
+            buffer.advance(read);
+            this.over = true;
+        } else {
+            ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
+        }
         if this.hear(&buffer.filled()[before..]) {
             return Poll::Ready(Ok(()));
         }

@@ -1,7 +1,7 @@
 //! A permit that is out: why it went where it did, to whom, and what its attempt said in the end. Plain data.
 
 use super::Class;
-use crate::endpoint::EndpointId;
+use crate::{client::Client, endpoint::EndpointId};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -52,6 +52,8 @@ pub enum Ended {
 pub struct Held {
     pub id: EndpointId,
     pub class: Class,
+    /// For whom it counts as one of the last ones.
+    pub counted: Option<Client>,
     /// When it was handed out, ...
     pub since: Instant,
     /// ... to a request that had waited for it.

@@ -80,6 +80,11 @@ impl<W> Line<W> {
         self.clients.get(&client).copied().unwrap_or(0)
     }
 
+    /// How many are of these clients, each of which is named once.
+    pub(super) fn of_all(&self, clients: &[Client]) -> usize {
+        clients.iter().map(|client| self.of(*client)).sum()
+    }
+
     /// Whether a newcomer fits in. `Ok(Some(_))`: only when this one leaves, for this reason.
     pub(super) fn room_for(
         &self,

@@ -102,7 +102,7 @@ mod tests {
     use crate::{dispatch::Class, endpoint::EndpointId};
 
     fn held(seat: u32, since: Instant) -> Held {
-        Held { id: EndpointId { number: 1, seat }, class: Class::default(), since, waited: false }
+        Held { id: EndpointId { number: 1, seat }, class: Class::default(), counted: None, since, waited: false }
     }
 
     #[test]

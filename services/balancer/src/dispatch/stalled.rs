@@ -110,7 +110,7 @@ impl<W> Dispatch<W> {
             return Vec::new();
         }
         let permits = self.seats.sum().limit;
-        let waiting = self.line.len() - self.passed_over(permits);
+        let waiting = self.line.len() - self.passed_over();
         let coming = self.stalled.leaving + usize::try_from(self.unsettled()).unwrap_or(usize::MAX);
         let needed = waiting.saturating_sub(coming);
         std::iter::from_fn(|| self.stalled.cut(permits)).take(needed).collect()
@@ -122,12 +122,8 @@ impl<W> Dispatch<W> {
         count.is_some_and(|count| *count > self.stalled.most(self.seats.sum().limit))
     }
 
-    /// How many of those who wait a newcomer of this client goes before.
-    pub(super) fn overtaken(&self, client: Client) -> usize {
-        if self.is_greedy(client) { 0 } else { self.passed_over(self.seats.sum().limit) }
-    }
-
-    fn passed_over(&self, permits: u64) -> usize {
-        self.stalled.greedy(permits).map(|client| self.line.of(client)).sum()
+    /// All clients of which that is so.
+    pub(super) fn greedy(&self) -> impl Iterator<Item = Client> {
+        self.stalled.greedy(self.seats.sum().limit)
     }
 }

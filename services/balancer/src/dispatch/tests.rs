@@ -4,6 +4,7 @@ use rand::{SeedableRng, rngs::SmallRng};
 use std::collections::HashSet;
 
 mod laws;
+mod margin;
 mod overload;
 mod slots;
 mod stalls;
@@ -28,11 +29,15 @@ impl<W: std::fmt::Debug> Desk<W> {
     }
 
     fn pick(&mut self, tried: &[EndpointId]) -> Option<Arc<Endpoint>> {
-        Some(self.dispatch.pick(PLAIN, tried, &mut self.rng)?.0)
+        Some(self.pick_for(1, tried)?.0)
+    }
+
+    fn pick_for(&mut self, from: u8, tried: &[EndpointId]) -> Option<(Arc<Endpoint>, Held, Why)> {
+        self.dispatch.pick(client(from), PLAIN, tried, self.now, &mut self.rng)
     }
 
     fn held(&self, endpoint: &Endpoint) -> Held {
-        Held { id: endpoint.id, class: PLAIN, since: self.now, waited: false }
+        Held { id: endpoint.id, class: PLAIN, counted: None, since: self.now, waited: false }
     }
 
     fn release(&mut self, endpoint: &Endpoint) -> bool {
@@ -78,7 +83,7 @@ fn room(all: usize) -> Room {
     Room { all, client: all }
 }
 
-fn client(number: u8) -> crate::client::Client {
+fn client(number: u8) -> Client {
     std::net::IpAddr::from([192, 0, 2, number]).into()
 }
 
@@ -137,7 +142,7 @@ fn equals_share_at_random() {
 fn a_pick_says_whether_anything_else_was_there() {
     let mut desk = Desk::<u32>::new(room(8));
     desk.apply(&node("a"), &workers(2, 2));
-    let mut why = || desk.dispatch.pick(PLAIN, &[], &mut desk.rng).unwrap().1;
+    let mut why = || desk.pick_for(1, &[]).unwrap().2;
     assert_eq!([why(), why(), why(), why()], [Why::Idle, Why::Idle, Why::LeastBusy, Why::LeastBusy]);
 }
 

@@ -92,6 +92,32 @@ async fn heads_that_come_to_nothing_cost_more_than_those_that_are_under_way() {
 }
 
 #[tokio::test]
+async fn behind_heads_others_have_their_turn_more_often() {
+    let (mut client, server) = tokio::io::duplex(1 << 20);
+    let mut counting = Counting::new(server, &Arc::default(), &Arc::default());
+    let mut bytes = vec![0; PREFACE as usize];
+    bytes.extend(frame(DATA, 0, 1, 3000));
+    bytes.extend((0..10).flat_map(|number| frame(HEADERS, 4, 2 * number + 1, 500)));
+    client.write_all(&bytes).await.unwrap();
+    let mut space = [0; 2048];
+    let mut reads = Vec::new();
+    let mut read = 0;
+    while read < bytes.len() {
+        match futures_util::FutureExt::now_or_never(counting.read(&mut space)) {
+            Some(some) => {
+                assert_eq!(space[..8], bytes[read..read + 8]);
+                read += *some.as_ref().unwrap();
+                reads.push(some.unwrap());
+            }
+            None => reads.push(0),
+        }
+    }
+    let whole = reads.iter().take_while(|read| **read == space.len()).count();
+    assert!(whole >= 2, "nothing is slow before the first head: {reads:?}");
+    assert!(reads[whole..].chunks_exact(2).all(|pair| pair[0] <= HEADS_TURN && pair[1] == 0), "{reads:?}");
+}
+
+#[tokio::test]
 async fn uploads_and_ends_of_streams_cost_nothing_but_empty_data_does() {
     let mut counting = Counting::new((), &Arc::default(), &Arc::default());
     assert!(counting.hear(&[0; PREFACE as usize]));

@@ -51,7 +51,7 @@ const STREAMS: u32 = 128;
 /// Streams that were reset before we saw them (Rapid Reset, CVE-2023-44487), ...
 const RESETS_PENDING: usize = 20;
 /// ... and that we had to reset because of the client (MadeYouReset, CVE-2025-8671).
-const RESETS_OURS: usize = 256;
+const RESETS_OURS: usize = 20;
 /// How much a client may send on a stream, and on a connection, before a worker has taken it.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;

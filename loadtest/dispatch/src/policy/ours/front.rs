@@ -139,8 +139,7 @@ impl Front {
     pub(super) fn ask(&mut self, request: RequestId, comes_back: bool, now: Instant) -> Answer {
         let tried = self.tried.get(&request).map_or(&[][..], Vec::as_slice);
         let class = Class::default();
-        if let Some((endpoint, _)) = self.dispatch.pick(class, tried, &mut self.rng) {
-            let held = Held { id: endpoint.id, class, since: now, waited: false };
+        if let Some((endpoint, held, _)) = self.dispatch.pick(client(request), class, tried, now, &mut self.rng) {
             let address = endpoint.address;
             self.hold(request, held);
             return Answer::Permit(address);

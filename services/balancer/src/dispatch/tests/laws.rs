@@ -1,7 +1,10 @@
 //! The laws of the dispatcher, in any interleaving.
 
 use super::*;
-use crate::dispatch::seat::{Seat, Tally};
+use crate::{
+    client::Client,
+    dispatch::seat::{Seat, Tally},
+};
 use proptest::prelude::*;
 use std::collections::HashMap;
 
@@ -98,6 +101,7 @@ struct Holder {
 /// A request that waits.
 struct Waits {
     request: u32,
+    from: u8,
     ticket: Ticket,
     class: Class,
     exclude: Vec<EndpointId>,
@@ -140,27 +144,39 @@ impl Model {
         self.holders.push(Holder { request, endpoint, held, number: self.numbers });
     }
 
+    /// Whether one of the last permits would go to such a request, and for whom it counts then.
+    fn counts(&self, from: u8) -> Option<Client> {
+        let (free, limit) = self.free_and_limit();
+        (limit >= 64 && free * 4 <= limit).then(|| client(from))
+    }
+
+    fn free_and_limit(&self) -> (u32, u32) {
+        let free = self.dispatch.seats.all().map(|seat| seat.limit().saturating_sub(seat.held)).sum();
+        (free, self.dispatch.seats.all().map(Seat::limit).sum())
+    }
+
     /// Whether something that is free, or a deck, is there for such a request, counted by hand.
-    fn is_there(&self, class: Class, exclude: &[EndpointId]) -> bool {
+    fn is_there(&self, from: u8, class: Class, exclude: &[EndpointId]) -> bool {
         let seats: Vec<_> = self.dispatch.seats.all().collect();
         let usable = |id: &EndpointId| seats.iter().any(|seat| seat.endpoint.id == *id && seat.limit() > 0);
         let others = seats.iter().any(|seat| seat.limit() > 0 && !exclude.contains(&seat.endpoint.id));
         let barred = |seat: &&&Seat| others && exclude.iter().any(|id| *id == seat.endpoint.id && usable(id));
-        let free: u32 = seats.iter().map(|seat| seat.limit().saturating_sub(seat.held)).sum();
-        let limit: u32 = seats.iter().map(|seat| seat.limit()).sum();
+        let (free, limit) = self.free_and_limit();
+        let out: Vec<&Held> =
+            self.holders.iter().map(|holder| &holder.held).chain(self.dispatch.owing.held()).collect();
         let mut used = [0; 2];
-        let requests = self.holders.iter().map(|holder| holder.held.class);
-        let unsettled = self.dispatch.owing.held().map(|held| held.class);
-        for reserve in requests.chain(unsettled).filter_map(|class| class.reserve) {
+        for reserve in out.iter().filter_map(|held| held.class.reserve) {
             used[reserve] += 1;
         }
+        let own = self.counts(from).map(|client| out.iter().filter(|held| held.counted == Some(client)).count());
+        let is_full = own.is_some_and(|own| own >= (limit * 3 / 16) as usize);
         let kept: u32 = (0..2)
             .filter(|reserve| class.reserve != Some(*reserve))
             .map(|reserve| RESERVES[reserve].saturating_sub(used[reserve]))
             .sum();
         let has = seats.iter().filter(|seat| !barred(seat)).any(|seat| seat.held < seat.limit());
         let deck = seats.iter().filter(|seat| !barred(seat)).any(|seat| seat.deck_level().is_some());
-        has && free > kept.min(limit / 2) || free == 0 && deck
+        has && !is_full && free > kept.min(limit / 2) || free == 0 && deck
     }
 
     fn step(&mut self, step: Step) -> Result<(), TestCaseError> {
@@ -244,17 +260,17 @@ impl Model {
     fn ask(&mut self, request: u32, comes_back: bool) -> Result<(), TestCaseError> {
         let (from, class) = self.of[&request];
         let tried = self.tried.get(&request).cloned().unwrap_or_default();
-        let is_there = self.is_there(class, &tried);
+        let (is_there, counts) = (self.is_there(from, class, &tried), self.counts(from));
         let free = self.dispatch.seats.sum().free;
-        if let Some((endpoint, why)) = self.dispatch.pick(class, &tried, &mut self.rng) {
+        let client = client(from);
+        if let Some((endpoint, held, why)) = self.dispatch.pick(client, class, &tried, self.now, &mut self.rng) {
             prop_assert!(is_there);
             prop_assert_eq!(why == Why::OnDeck, free == 0, "on deck where something is free");
-            let held = Held { id: endpoint.id, class, since: self.now, waited: false };
+            prop_assert_eq!(held.counted, counts);
             self.hold(request, endpoint, held);
             return Ok(());
         }
         prop_assert!(!is_there, "turned away from a free permit");
-        let client = client(from);
         let deadline = self.now + Duration::from_secs(5);
         let waits = Request { waiter: request, client, class, tried: &tried, comes_back, deadline };
         match self.dispatch.enqueue(waits, self.now) {
@@ -264,7 +280,7 @@ impl Model {
                     let known = self.waiting.iter().position(|waits| waits.request == out);
                     self.waiting.remove(known.expect("who waits is displaced"));
                 }
-                self.waiting.push(Waits { request, ticket, class, exclude: tried });
+                self.waiting.push(Waits { request, from, ticket, class, exclude: tried });
                 let newcomers = self.waiting.iter().filter(|waits| waits.exclude.is_empty()).count();
                 prop_assert!(newcomers <= 5, "the queue is bounded");
             }
@@ -274,12 +290,16 @@ impl Model {
     }
 
     fn hand_over(&mut self) -> Result<(), TestCaseError> {
-        while let Some((request, endpoint, held)) = self.dispatch.handover(self.now, &mut self.rng) {
+        loop {
+            let counts = [0, 1, 2].map(|from| self.counts(from));
+            let Some((request, endpoint, held)) = self.dispatch.handover(self.now, &mut self.rng) else {
+                return Ok(());
+            };
             let at = self.waiting.iter().position(|waits| waits.request == request);
-            self.waiting.remove(at.expect("handed to someone who waits"));
+            let waits = self.waiting.remove(at.expect("handed to someone who waits"));
+            prop_assert_eq!(held.counted, counts[waits.from as usize]);
             self.hold(request, endpoint, held);
         }
-        Ok(())
     }
 
     fn check(&self) -> Result<(), TestCaseError> {
@@ -308,9 +328,49 @@ impl Model {
         prop_assert_eq!(self.dispatch.queue_depth(), self.waiting.len());
         // never a free permit beside a request that may use it
         for waits in &self.waiting {
-            prop_assert!(!self.is_there(waits.class, &waits.exclude), "a permit is free while a request waits");
+            prop_assert!(
+                !self.is_there(waits.from, waits.class, &waits.exclude),
+                "a permit is free while a request waits"
+            );
         }
         Ok(())
+    }
+}
+
+/// Each step so many times.
+fn run(steps: Vec<(Step, usize)>, seed: u64) -> Result<(), TestCaseError> {
+    let mut model = Model::new(seed);
+    for (step, times) in steps {
+        for _ in 0..times {
+            model.step(step.clone())?;
+        }
+        model.check()?;
+    }
+    // all ends well: nothing stays behind
+    for name in NAMES {
+        model.dispatch.remove_node(name);
+    }
+    for holder in std::mem::take(&mut model.holders) {
+        model.dispatch.release(holder.held, Ended::Unjudged, model.now);
+    }
+    model.dispatch.turn(model.now + Duration::from_secs(10));
+    prop_assert_eq!((model.dispatch.held(), model.dispatch.unsettled()), (0, 0));
+    prop_assert!(model.dispatch.seats.is_vacant() && !model.dispatch.may_free_more());
+    Ok(())
+}
+
+/// The same where each worker has so many times as many slots, and many come and go at once.
+fn enlarged(step: Step, times: usize) -> (Step, usize) {
+    const SLOTS: u32 = 16;
+    match step {
+        Step::Report { node, workers, new_stream } => {
+            let more =
+                |view: WorkerView| WorkerView { grant: view.grant * SLOTS, capacity: view.capacity * SLOTS, ..view };
+            (Step::Report { node, workers: workers.into_iter().map(more).collect(), new_stream }, 1)
+        }
+        Step::Arrive { .. } => (step, times),
+        Step::ComeBack(_) | Step::End(..) | Step::Abort(_) | Step::Name(_) => (step, times / 3),
+        _ => (step, 1),
     }
 }
 
@@ -318,20 +378,18 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
     #[test]
     fn the_laws_hold_in_any_interleaving(steps in steps(), seed in any::<u64>()) {
-        let mut model = Model::new(seed);
-        for step in steps {
-            model.step(step)?;
-            model.check()?;
-        }
-        // all ends well: nothing stays behind
-        for name in NAMES {
-            model.dispatch.remove_node(name);
-        }
-        for holder in std::mem::take(&mut model.holders) {
-            model.dispatch.release(holder.held, Ended::Unjudged, model.now);
-        }
-        model.dispatch.turn(model.now + Duration::from_secs(10));
-        prop_assert_eq!((model.dispatch.held(), model.dispatch.unsettled()), (0, 0));
-        prop_assert!(model.dispatch.seats.is_vacant());
+        run(steps.into_iter().map(|step| (step, 1)).collect(), seed)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn the_laws_hold_where_there_are_many_permits(
+        steps in steps(),
+        times in prop::collection::vec(1..60_usize, 120),
+        seed in any::<u64>(),
+    ) {
+        run(steps.into_iter().zip(times).map(|(step, times)| enlarged(step, times)).collect(), seed)?;
     }
 }

@@ -88,7 +88,7 @@ fn requests_go_on_deck_of_fast_workers_only_and_only_where_nothing_is_free() {
     let mut desk = Desk::<u32>::new(room(8));
     let a = node("a");
     desk.apply(&a, &[fast(0, 1), worker(1, 1)]);
-    let mut why = || desk.dispatch.pick(PLAIN, &[], &mut desk.rng).map(|(endpoint, why)| (endpoint.position, why));
+    let mut why = || desk.pick_for(1, &[]).map(|(endpoint, _, why)| (endpoint.position, why));
     let mut first = [why().unwrap(), why().unwrap()];
     first.sort_unstable_by_key(|(position, _)| *position);
     assert_eq!(first, [(0, Why::Idle), (1, Why::Idle)]);
@@ -148,7 +148,7 @@ fn a_reserve_is_kept_for_its_requests() {
     let (mut dispatch, mut rng, now) = (Dispatch::new(room(8), &[1]), rng(), Instant::now());
     dispatch.apply(&node("a"), &workers(3, 1), now);
     let health = Class { priority: Priority::Normal, reserve: Some(0) };
-    let mut pick = |class| dispatch.pick(class, &[], &mut rng).map(|(endpoint, _)| endpoint);
+    let mut pick = |class| dispatch.pick(client(1), class, &[], now, &mut rng).map(|(_, held, _)| held);
     let held = [pick(PLAIN).unwrap(), pick(PLAIN).unwrap()];
     assert!(pick(PLAIN).is_none());
     assert!(pick(health).is_some() && pick(health).is_none());
@@ -156,7 +156,7 @@ fn a_reserve_is_kept_for_its_requests() {
     dispatch.enqueue(wait("plain", PLAIN), now).unwrap();
     dispatch.enqueue(wait("health", health), now).unwrap();
     // the reserve is in use, so the order of arrival decides
-    dispatch.release(Held { id: held[0].id, class: PLAIN, since: now, waited: false }, Ended::Unjudged, now);
+    dispatch.release(held[0], Ended::Unjudged, now);
     assert_eq!(dispatch.handover(now, &mut rng).unwrap().0, "plain");
 }
 
@@ -181,7 +181,7 @@ fn an_endpoint_that_fails_again_and_again_is_left_out_and_probed() {
     assert!(desk.pick(&[]).is_none());
     desk.now += Duration::from_secs(5);
     desk.dispatch.turn(desk.now);
-    let (probe, why) = desk.dispatch.pick(PLAIN, &[], &mut desk.rng).unwrap();
+    let (probe, _, why) = desk.pick_for(1, &[]).unwrap();
     assert_eq!((probe.id, why), (bad.id, Why::Probe));
     assert!(desk.pick(&[]).is_none(), "one is enough to see");
     desk.ended(&probe, Ended::Answered(MS));
