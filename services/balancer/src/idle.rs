@@ -44,7 +44,7 @@ pub trait Readable {
     /// Whether it is TLS.
     const SECURE: bool;
 
-    /// May be ready when there is nothing; then reading says so.
+    /// May be ready when there is nothing; then reading says so. An error: there never will be.
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
 
@@ -53,7 +53,9 @@ impl Readable for TcpStream {
 
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // a new socket counts as ready until somebody has looked
-        self.poll_peek(cx, &mut ReadBuf::new(&mut [0])).map_ok(|_| ())
+        let peeked = self.poll_peek(cx, &mut ReadBuf::new(&mut [0]));
+        // thousands may leave at once, and nothing has to be made for one that only leaves
+        peeked.map(|read| if read? == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) })
     }
 }
 
@@ -292,6 +294,18 @@ mod tests {
         assert_eq!(idle.after(), CROWDED);
         drop(one);
         assert_eq!(idle.after(), QUIET);
+    }
+
+    #[tokio::test]
+    async fn a_stream_tells_who_speaks_from_who_leaves() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        client.try_write(b"a").unwrap();
+        poll_fn(|cx| stream.poll_readable(cx)).await.unwrap();
+        stream.try_read(&mut [0]).unwrap();
+        drop(client);
+        poll_fn(|cx| stream.poll_readable(cx)).await.unwrap_err();
     }
 
     #[test]
