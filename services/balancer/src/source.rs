@@ -2,21 +2,26 @@
 //! another attempt can begin from its first byte. Where a client's slowness must not hold a slot, it is read before
 //! there is an attempt, up to a larger bound.
 
+mod body;
+mod kept;
+
+pub use body::RequestBody;
+
 use crate::{
     app::App,
-    body::BodyError,
-    buffers::{Buffers, Share},
+    buffers::Buffers,
     client::Client,
     edge::Edge,
     patience::Patience,
     reject::Reject,
-    stalls::{Exchange, Pace, Stall, Stalls, Stop},
+    stalls::{Exchange, Stall, Stalls, Stop},
     trailers,
 };
 use bytes::Bytes;
 use http::HeaderMap;
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
+use kept::Kept;
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
@@ -89,45 +94,6 @@ struct Reading {
     kept: Kept,
 }
 
-/// Received parts, in order.
-#[derive(Debug)]
-struct Kept {
-    parts: VecDeque<Bytes>,
-    /// How many of them the newest attempt has passed on.
-    passed: usize,
-    /// They begin with the first byte. Otherwise they are only what the last attempt has yet to pass on.
-    whole: bool,
-    share: Share,
-}
-
-impl Kept {
-    fn push(&mut self, part: Bytes) {
-        let part = self.share.keep(part);
-        self.parts.push_back(part);
-    }
-
-    /// The next one for the newest attempt.
-    fn next(&mut self) -> Option<Bytes> {
-        if self.whole {
-            let part = self.parts.get(self.passed)?.clone();
-            self.passed += 1;
-            return Some(part);
-        }
-        let part = self.parts.pop_front()?;
-        self.share.give_back(&part);
-        Some(part)
-    }
-
-    /// What was passed on is not needed any more.
-    fn forget(&mut self) {
-        self.whole = false;
-        for part in self.parts.drain(..self.passed) {
-            self.share.give_back(&part);
-        }
-        self.passed = 0;
-    }
-}
-
 impl RequestSource {
     /// `None` for a request without a body.
     pub(crate) fn new(
@@ -183,15 +149,7 @@ impl RequestSource {
         self.attempt.set(self.attempt.get() + 1);
         self.sent.set(false);
         self.reading.borrow_mut().kept.passed = 0;
-        let source = Rc::clone(self);
-        RequestBody(Some(Reader {
-            source,
-            attempt: self.attempt.get(),
-            passed: 0,
-            trailed: false,
-            waiting: None,
-            pace: Pace::default(),
-        }))
+        RequestBody::of(self)
     }
 
     /// Nothing of what was received has been thrown away.
@@ -322,85 +280,13 @@ impl Stop for RequestSource {
     }
 }
 
-/// A request's body as one attempt sends it.
-#[derive(Debug)]
-pub struct RequestBody(Option<Reader>);
-
-#[derive(Debug)]
-struct Reader {
-    source: Rc<RequestSource>,
-    attempt: u32,
-    passed: u64,
-    /// It has passed on the trailers.
-    trailed: bool,
-    /// While it awaits a part.
-    waiting: Option<(Instant, Stall)>,
-    pace: Pace,
-}
-
-impl RequestBody {
-    pub fn empty() -> Self {
-        Self(None)
-    }
-}
-
-impl Reader {
-    fn has_passed_all(&self) -> bool {
-        let all = self.source.ended.get() && self.passed == self.source.received.get();
-        all && (self.trailed || self.source.trailers.borrow().is_none())
-    }
-
-    /// Once, behind the last part.
-    fn trailers(&mut self) -> Option<HeaderMap> {
-        let trailers = if self.trailed { None } else { self.source.trailers.borrow().clone() };
-        self.trailed = true;
-        trailers
-    }
-}
-
-impl HttpBody for RequestBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Some(reader) = &mut self.0 else { return Poll::Ready(None) };
-        let source = &reader.source;
-        if reader.attempt != source.attempt.get() {
-            return Poll::Ready(Some(Err(BodyError::Superseded)));
-        }
-        let polled = source.poll_next(cx);
-        if polled.is_pending() {
-            if reader.waiting.is_none() {
-                let now = Instant::now();
-                reader.waiting = Some((now, source.stall(reader.pace.since(now), now)));
-            }
-            return Poll::Pending;
-        }
-        let waited = reader.waiting.take().map_or(Duration::ZERO, |(since, _)| since.elapsed());
-        let polled = ready!(polled).transpose().map_err(BodyError::Request)?;
-        let length = polled.as_ref().map_or(0, |data| data.len() as u64);
-        reader.pace.came(length, waited);
-        reader.passed += length;
-        let frame = polled.map(Frame::data).or_else(|| reader.trailers().map(Frame::trailers));
-        reader.source.sent.set(reader.has_passed_all());
-        Poll::Ready(frame.map(Ok))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(Reader::has_passed_all)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let length =
-            self.0.as_ref().map_or(Some(0), |reader| reader.source.length.map(|length| length - reader.passed));
-        length.map_or_else(SizeHint::default, SizeHint::with_exact)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::app::{Apps, Limits};
+    use crate::{
+        app::{Apps, Limits},
+        body::BodyError,
+    };
     use chassis::config::Percent;
     use http_body_util::BodyExt as _;
     use hyper::{Request, Response, server::conn::http1, service::service_fn};
