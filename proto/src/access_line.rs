@@ -49,6 +49,34 @@ pub fn address(out: &mut Vec<u8>, address: IpAddr) {
     }
 }
 
+/// What became of a request, as every line says it.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    /// As the client spoke it: "HTTP/1.1".
+    pub proto: &'static str,
+    pub status: u16,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    pub duration: Duration,
+    pub queue: Duration,
+}
+
+/// As members of an object that has some already.
+pub fn outcome(out: &mut Vec<u8>, outcome: &Outcome) {
+    out.extend_from_slice(b",\"proto\":\"");
+    out.extend_from_slice(outcome.proto.as_bytes());
+    out.extend_from_slice(b"\",\"status\":");
+    number(out, outcome.status);
+    out.extend_from_slice(b",\"bytes_in\":");
+    number(out, outcome.bytes_in);
+    out.extend_from_slice(b",\"bytes_out\":");
+    number(out, outcome.bytes_out);
+    out.extend_from_slice(b",\"duration_ms\":");
+    millis(out, outcome.duration);
+    out.extend_from_slice(b",\"queue_ms\":");
+    millis(out, outcome.queue);
+}
+
 /// The last one.
 fn digit(value: u64) -> u8 {
     b"0123456789"[(value % 10) as usize]

@@ -3,7 +3,7 @@
 
 use super::settings::{Format, Style};
 use http::{HeaderValue, Method, Version};
-use proto::access_line::{address, millis, number, optional, text, thousandths};
+use proto::access_line::{Outcome, address, number, optional, outcome, text, thousandths};
 use std::{
     io::Write,
     net::IpAddr,
@@ -101,23 +101,13 @@ impl Line<'_> {
             out.extend_from_slice(b",\"query\":");
             optional(out, self.query);
         }
-        let proto: &[u8] = match self.version {
-            Version::HTTP_2 => b"HTTP/2",
-            Version::HTTP_10 => b"HTTP/1.0",
-            _ => b"HTTP/1.1",
+        let proto = match self.version {
+            Version::HTTP_2 => "HTTP/2",
+            Version::HTTP_10 => "HTTP/1.0",
+            _ => "HTTP/1.1",
         };
-        out.extend_from_slice(b",\"proto\":\"");
-        out.extend_from_slice(proto);
-        out.extend_from_slice(b"\",\"status\":");
-        number(out, self.status);
-        out.extend_from_slice(b",\"bytes_in\":");
-        number(out, self.bytes_in);
-        out.extend_from_slice(b",\"bytes_out\":");
-        number(out, self.bytes_out);
-        out.extend_from_slice(b",\"duration_ms\":");
-        millis(out, self.duration);
-        out.extend_from_slice(b",\"queue_ms\":");
-        millis(out, self.queue);
+        let Self { status, bytes_in, bytes_out, duration, queue, .. } = *self;
+        outcome(out, &Outcome { proto, status, bytes_in, bytes_out, duration, queue });
         out.extend_from_slice(b",\"attempts\":");
         number(out, self.attempts);
         out.extend_from_slice(b",\"app\":");

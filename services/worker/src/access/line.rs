@@ -3,7 +3,7 @@
 
 use crate::Placement;
 use http::{HeaderValue, Method, Uri, Version};
-use proto::access_line::{address, millis, number, optional, text, thousandths};
+use proto::access_line::{Outcome, address, number, optional, outcome, text, thousandths};
 use std::{
     net::IpAddr,
     time::{Duration, SystemTime},
@@ -57,19 +57,9 @@ impl Line<'_> {
         optional(out, self.host.map(HeaderValue::as_bytes));
         out.extend_from_slice(b",\"path\":");
         text(out, self.uri.path().as_bytes());
-        let proto = if self.version == Version::HTTP_10 { b"HTTP/1.0" } else { b"HTTP/1.1" };
-        out.extend_from_slice(b",\"proto\":\"");
-        out.extend_from_slice(proto);
-        out.extend_from_slice(b"\",\"status\":");
-        number(out, self.status);
-        out.extend_from_slice(b",\"bytes_in\":");
-        number(out, self.bytes_in);
-        out.extend_from_slice(b",\"bytes_out\":");
-        number(out, self.bytes_out);
-        out.extend_from_slice(b",\"duration_ms\":");
-        millis(out, self.duration);
-        out.extend_from_slice(b",\"queue_ms\":");
-        millis(out, self.queue);
+        let proto = if self.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" };
+        let Self { status, bytes_in, bytes_out, duration, queue, .. } = *self;
+        outcome(out, &Outcome { proto, status, bytes_in, bytes_out, duration, queue });
         out.extend_from_slice(place.as_bytes());
         out.push(b'\n');
     }
