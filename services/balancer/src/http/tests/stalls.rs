@@ -63,14 +63,18 @@ async fn others_are_served(plane: &Plane, worker: &Worker, heads: &[String]) {
     assert_eq!(other.response().await.1, "ok");
 }
 
-#[tokio::test]
-async fn who_takes_nothing_of_its_answers_makes_room_for_others() {
-    let (plane, worker) = start("").await;
-    let (clients, heads) = take_nothing(&plane, &worker).await;
-    others_are_served(&plane, &worker, &heads).await;
+async fn answers_that_nobody_takes_make_room(plane: Plane, worker: &Worker) {
+    let (clients, heads) = take_nothing(&plane, worker).await;
+    others_are_served(&plane, worker, &heads).await;
     drop(clients);
     eventually(|| plane.held() == 0).await;
     assert_eq!(reasons(&plane.finish().await), ["client_gone", "stalled_share"]);
+}
+
+#[tokio::test]
+async fn who_takes_nothing_of_its_answers_makes_room_for_others() {
+    let (plane, worker) = start("").await;
+    answers_that_nobody_takes_make_room(plane, &worker).await;
 }
 
 #[tokio::test]
@@ -78,11 +82,7 @@ async fn where_answers_are_read_ahead_too() {
     let plane = Plane::start("");
     let worker = Worker::start().await;
     plane.narrow_workers(&[(worker.address, PERMITS)]);
-    let (clients, heads) = take_nothing(&plane, &worker).await;
-    others_are_served(&plane, &worker, &heads).await;
-    drop(clients);
-    eventually(|| plane.held() == 0).await;
-    assert_eq!(reasons(&plane.finish().await), ["client_gone", "stalled_share"]);
+    answers_that_nobody_takes_make_room(plane, &worker).await;
 }
 
 #[tokio::test]
